@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+# Every target works from a fresh clone; `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CARGO ?= cargo
+CORE := host/core
+CORE_SOURCES = $(shell find $(CORE) -path '*/target' -prune -o -path '*/fuzz' -prune -o \
+                 \( -name '*.rs' -o -name '*.toml' -o -name Cargo.lock -o -name '*.h' \) -type f -print)
+PY_SOURCES := host/tmem_host tests scripts $(wildcard guest/agent)
+FUZZ_SECONDS ?= 600
+OUT ?= out/demo
+
+.PHONY: help deps build core guests check lint rust-test py-test test demo fuzz lock clean distclean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+deps: ## install the system packages that are missing (needs root or sudo only then)
+	@scripts/install-deps
+
+build: deps core ## install what is missing, build the core, leave .venv/bin/tmem
+
+core: $(VENV)/.core ## rebuild the Rust core into the virtual environment
+
+$(VENV)/.requirements: requirements.lock
+	@scripts/check-toolchain $(PYTHON) $(CARGO)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes --only-binary :all: -r requirements.lock
+	touch $@
+
+$(VENV)/.core: $(VENV)/.requirements pyproject.toml $(CORE_SOURCES)
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --release --quiet --locked
+	touch $@
+
+guests: build ## build the guest images that are not in the cache yet
+	$(BIN)/python -m tmem_host.vm.images build
+
+lint: build ## ruff, mypy, rustfmt, clippy
+	$(BIN)/ruff check $(PY_SOURCES)
+	$(BIN)/ruff format --check $(PY_SOURCES)
+	$(BIN)/mypy
+	cd $(CORE) && $(CARGO) fmt --all --check
+	cd $(CORE) && $(CARGO) clippy --quiet --workspace --all-targets --locked -- -D warnings
+
+rust-test: build ## the Rust tests
+	cd $(CORE) && $(CARGO) test --quiet --workspace --locked
+
+py-test: build ## the Python tests that boot no virtual machine
+	$(BIN)/pytest -q -m 'not vm and not slow'
+
+check: lint rust-test py-test ## the quick ring: lint, types, Rust and Python tests without virtual machines
+
+test: lint rust-test guests ## everything, with virtual machines; the last line is pytest's summary
+	$(BIN)/pytest -rs
+
+demo: guests ## the swap bench in its quick setting; OUT=DIR chooses where the report goes
+	$(BIN)/tmem bench swap --quick --out $(OUT)
+
+fuzz: ## every fuzz target for FUZZ_SECONDS each (600)
+	@scripts/fuzz $(FUZZ_SECONDS)
+
+lock: $(VENV)/.requirements ## resolve requirements.lock and Cargo.lock anew
+	$(BIN)/python -m pip install --quiet uv
+	{ echo '# SPDX-License-Identifier: Apache-2.0'; \
+	  $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --extra dev --no-annotate --quiet \
+	    --custom-compile-command 'make lock' pyproject.toml; } > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+	cd $(CORE) && $(CARGO) update --quiet
+
+clean: ## remove what a build made, except the virtual environment and the cache folder
+	rm -rf $(CORE)/target $(CORE)/*/fuzz/target out test-evidence .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f $(VENV)/.core host/tmem_host/_core*.so
+	find host tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## clean, and remove the virtual environment
+	rm -rf $(VENV)
