@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The few system calls that Python's os module lacks."""
+
+import ctypes
+import os
+
+_libc = ctypes.CDLL("libc.so.6", use_errno=True)
+
+# sys/swap.h
+SWAP_FLAG_PREFER, SWAP_FLAG_DISCARD = 0x8000, 0x10000
+# sys/mman.h
+_MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
+
+
+def _checked(result: int) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def swapon(path: str, flags: int) -> None:
+    _checked(_libc.swapon(path.encode(), flags))
+
+
+def swapoff(path: str) -> None:
+    _checked(_libc.swapoff(path.encode()))
+
+
+def mlockall() -> None:
+    """Keeps this process in memory: what it has touched and what it will touch."""
+    _checked(_libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT))
+
+
+def power_off() -> None:
+    """Never returns when it works."""
+    _checked(_libc.reboot(0x4321FEDC))
