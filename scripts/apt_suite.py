@@ -17,9 +17,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-ONE_LINE = re.compile(
-    r"^deb\s+(?P<options>\[[^\]]*\]\s+)?(?P<uri>\S+)\s+(?P<suite>\S+)\s+(?P<components>\S.*)$"
-)
+ONE_LINE = re.compile(r"^deb\s+(?P<options>\[[^\]]*\]\s+)?(?P<uri>\S+)\s+(?P<suite>\S+)\s+(?P<components>\S.*)$")
 
 
 def codename(os_release: Path) -> str:
@@ -71,31 +69,27 @@ def from_one_line(text: str, base: str, suite: str) -> str | None:
 
 
 def derive(etc_apt: Path, base: str, suite: str) -> tuple[str, str] | None:
-    """File name suffix (``sources`` or ``list``) and text of the entry for ``suite``; None when nothing carries ``base``."""
+    """The entry for ``suite``: the suffix of its file name (``sources`` or ``list``) and its text.
+
+    None when no source on this machine carries ``base``.
+    """
     parts = etc_apt / "sources.list.d"
     for path in sorted(parts.glob("*.sources")) if parts.is_dir() else []:
         if (text := from_deb822(path.read_text(encoding="utf-8"), base, suite)) is not None:
             return "sources", text
     one_line = [etc_apt / "sources.list", *(sorted(parts.glob("*.list")) if parts.is_dir() else [])]
     for path in one_line:
-        if (
-            path.is_file()
-            and (text := from_one_line(path.read_text(encoding="utf-8"), base, suite)) is not None
-        ):
+        if path.is_file() and (text := from_one_line(path.read_text(encoding="utf-8"), base, suite)) is not None:
             return "list", text
     return None
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        description="print an apt source for another suite of this machine's own mirror"
-    )
+    parser = argparse.ArgumentParser(description="print an apt source for another suite of this machine's own mirror")
     parser.add_argument("suite", help="a suite, or a suffix of the release's own such as '-backports'")
     parser.add_argument("--etc-apt", type=Path, default=Path("/etc/apt"))
     parser.add_argument("--os-release", type=Path, default=Path("/etc/os-release"))
-    parser.add_argument(
-        "--into", type=Path, help="write FOLDER/tmem.sources or FOLDER/tmem.list instead of printing"
-    )
+    parser.add_argument("--into", type=Path, help="write FOLDER/tmem.sources or FOLDER/tmem.list instead of printing")
     options = parser.parse_args(argv)
     base = codename(options.os_release)
     suite = base + options.suite if options.suite.startswith("-") else options.suite

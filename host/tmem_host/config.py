@@ -122,9 +122,9 @@ def host_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def default_limit() -> int:
-    """Bytes of host memory that the store may hold when nobody says: half of the host's."""
-    return host_memory() // 2 // MIB * MIB
+def default_limit(room: int) -> int:
+    """Bytes that the store may hold when nobody says: half of the host's memory, 7/8 of ``room`` at most."""
+    return min(host_memory() // 2, room * 7 // 8) // MIB * MIB
 
 
 def check_socket_path(path: Path) -> Path:
@@ -146,8 +146,8 @@ class AgentConfig(BaseModel):
     state: Path
     #: None: the one that the state folder remembers, else :func:`default_arena`.
     arena: Path | None = None
-    #: Bytes of host memory that the store may hold, index and metadata included.
-    limit: Size = Field(default_factory=default_limit)
+    #: Bytes of host memory that the store may hold, index and metadata included; None: :func:`default_limit`.
+    limit: Size | None = None
     #: Start with the pages that are left when an arena is missing or damaged.
     accept_loss: bool = False
 

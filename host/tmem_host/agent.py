@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``tmem serve``: control plane and data plane in one process.
+
+Start: lock the state folder, open the store (it finds its pages again), listen on every VM's socket - guests wait for
+no more than that - and only then load and serve the API.  End: the same backwards.  The data plane's threads are
+Rust's and never hold the GIL; this module never sees a page.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from tmem_host import __version__
+from tmem_host.config import AgentConfig, check_socket_path, format_size
+from tmem_host.errors import InUse, TmemError
+from tmem_host.notify import notify
+from tmem_host.state import locked, os_error
+
+if TYPE_CHECKING:
+    from tmem_host.service import Service
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two rounds of upkeep: blocks that became empty go back to the host.
+UPKEEP_INTERVAL: Final = 5.0
+#: Seconds that open API connections get at the end.
+API_GRACE: Final = 3
+LOG_BYTES: Final = 8 << 20
+
+
+def run(config: AgentConfig, *, parent: int | None = None) -> None:
+    """Serves until SIGTERM or SIGINT; a second one ends the process at once.  With ``parent``, until it is gone.
+
+    Being ended at once, or by SIGKILL, loses nothing: the next start finds every page in the arena.
+    """
+    with locked(config):
+        _log_to(config.log_file)
+        try:
+            asyncio.run(_serve(config, parent))
+        except TmemError as error:
+            log.error("%s", error)
+            raise
+
+
+def _log_to(path: Path) -> None:
+    """Everything from INFO on to ``path``, and to stderr what is worth an operator's eye."""
+    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        file = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8")
+        path.chmod(0o600)
+    except OSError as error:
+        raise os_error(error, f"{path} cannot be written") from error
+    file.setFormatter(text)
+    stderr = logging.StreamHandler(sys.stderr)
+    stderr.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+    # An error that ends the agent is the command line's to print.
+    stderr.addFilter(lambda record: record.name != __name__ or record.levelno < logging.ERROR)
+    logging.basicConfig(level=logging.INFO, handlers=[file, stderr], force=True)
+    logging.captureWarnings(True)
+    for noisy in ("uvicorn", "httpx", "asyncio"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+async def _serve(config: AgentConfig, parent: int | None) -> None:
+    from tmem_host.service import Service
+
+    stop = asyncio.Event()
+    with _signals(stop), _parent_watched(stop, parent):
+        service = await asyncio.to_thread(Service.open, config)
+        try:
+            _say_recovery(service)
+            await asyncio.to_thread(service.start_channels)
+            await _serve_api(service, stop)
+        finally:
+            notify("STOPPING=1")
+            await asyncio.to_thread(service.close)
+    log.info("stopped; every page stays in the arena")
+
+
+def _say_recovery(service: Service) -> None:
+    found = service.recovery
+    info = service.store_info()
+    if found["fresh"]:
+        log.info("arena %s: new, up to %s", info.arena, format_size(info.limit_bytes))
+    else:
+        log.info("arena %s: %d pages found again in %.3f s", info.arena, found["pages"], found["seconds"])
+    if found["lost_pages"] or found["damaged_pools"]:
+        log.warning("%d pages are lost, pools damaged: %s", found["lost_pages"], found["damaged_pools"] or "none")
+
+
+async def _serve_api(service: Service, stop: asyncio.Event) -> None:
+    """The API and the upkeep, until ``stop``; an end of either that nobody asked for surfaces."""
+    # Not before the channels listen: this import takes longer than everything up to here.
+    from tmem_host.api.server import ApiServer
+
+    path = service.config.api_socket
+    with _bound(path) as listener:
+        server = ApiServer(service, grace=API_GRACE)
+        tasks = [
+            asyncio.create_task(server.serve(sockets=[listener]), name="api"),
+            asyncio.create_task(_upkeep(service), name="upkeep"),
+            asyncio.create_task(stop.wait(), name="stop"),
+        ]
+        ready = asyncio.create_task(server.ready.wait(), name="ready")
+        try:
+            await asyncio.wait([*tasks, ready], return_when=asyncio.FIRST_COMPLETED)
+            if ready.done():
+                log.info("tmem %s serves %d VMs; API on %s", __version__, service.health().vms, path)
+                notify("READY=1")
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            server.should_exit = True
+            if not stop.is_set():
+                for task in tasks:
+                    if task.done():
+                        task.result()
+                raise TmemError("the API ended by itself", "see agent.log in the state folder")
+            await tasks[0]
+        finally:
+            for task in (*tasks, ready):
+                task.cancel()
+            await asyncio.gather(*tasks, ready, return_exceptions=True)
+
+
+async def _upkeep(service: Service) -> None:
+    while True:
+        await asyncio.sleep(UPKEEP_INTERVAL)
+        try:
+            await asyncio.to_thread(service.maintain)
+        except TmemError as error:
+            log.error("%s", error)
+
+
+@contextlib.contextmanager
+def _bound(path: Path) -> Iterator[socket.socket]:
+    """A listening Unix socket on ``path``, mode 0600.  The state folder is locked: a socket that is there and that
+    nobody answers on is what a killed agent left."""
+    check_socket_path(path)
+    if path.is_socket():
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+            try:
+                probe.connect(str(path))
+            except OSError:
+                pass
+            else:
+                raise InUse(f"another process serves {path}", "stop it, or choose another folder with --state")
+        path.unlink()
+    elif path.exists():
+        raise InUse(f"{path} is there and is no socket", "move it away, or choose another folder with --state")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    # The mode has to hold from the first moment, and bind(2) takes it from the mask.
+    mask = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    except OSError as error:
+        listener.close()
+        raise os_error(error, f"{path} cannot be served") from error
+    finally:
+        os.umask(mask)
+    try:
+        listener.listen(128)
+        listener.setblocking(False)
+        yield listener
+    finally:
+        listener.close()
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+@contextlib.contextmanager
+def _signals(stop: asyncio.Event) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+
+    def on(number: signal.Signals) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        log.info("%s: stopping", number.name)
+        stop.set()
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, on, number)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+@contextlib.contextmanager
+def _parent_watched(stop: asyncio.Event, parent: int | None) -> Iterator[None]:
+    """Stops with ``parent``.  A pidfd and not PR_SET_PDEATHSIG: that one fires when the *thread* that spawned ends."""
+    if parent is None:
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    descriptor = os.pidfd_open(parent) if os.getppid() == parent else -1
+    if descriptor < 0:
+        stop.set()
+        yield
+        return
+    try:
+        loop.add_reader(descriptor, stop.set)
+        yield
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A client of the agent for Python: typed answers, and the agent's own errors raised again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from tmem_host.config import check_socket_path, check_vm_name, state_dir
+from tmem_host.errors import BY_SLUG, TmemError, Unavailable
+from tmem_host.models import ChannelInfo, Health, Problem, StoreInfo, VmCreate, VmInfo, VmList, VmUpdate
+
+Answer = TypeVar("Answer", bound=BaseModel)
+
+#: Removing a VM with tens of millions of pages takes seconds.
+TIMEOUT: Final = httpx.Timeout(60.0, connect=5.0)
+
+
+def _vm(name: str) -> str:
+    """The path of a VM.  Checked here too: a name with a slash would be another route."""
+    return f"/vms/{check_vm_name(name)}"
+
+
+class AgentClient:
+    """Talks to the agent of a state folder over its Unix socket.  Blocking; may be shared by threads."""
+
+    def __init__(self, state: Path | str | None = None) -> None:
+        folder = state_dir() if state is None else Path(state).absolute()
+        self.socket = check_socket_path(folder / "api.sock")
+        self._http = httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(self.socket)), base_url="http://agent/v1", timeout=TIMEOUT
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def health(self) -> Health:
+        return self._ask("GET", "/health", Health)
+
+    def store(self) -> StoreInfo:
+        return self._ask("GET", "/store", StoreInfo)
+
+    def list_vms(self) -> list[VmInfo]:
+        return self._ask("GET", "/vms", VmList).vms
+
+    def create_vm(self, wanted: VmCreate) -> VmInfo:
+        return self._ask("POST", "/vms", VmInfo, wanted.model_dump(mode="json"))
+
+    def get_vm(self, name: str) -> VmInfo:
+        return self._ask("GET", _vm(name), VmInfo)
+
+    def update_vm(self, name: str, change: VmUpdate) -> VmInfo:
+        return self._ask("PATCH", _vm(name), VmInfo, change.model_dump(mode="json", exclude_unset=True))
+
+    def remove_vm(self, name: str) -> None:
+        self._request("DELETE", _vm(name))
+
+    def freeze_vm(self, name: str) -> VmInfo:
+        return self._ask("POST", f"{_vm(name)}/freeze", VmInfo)
+
+    def thaw_vm(self, name: str) -> VmInfo:
+        return self._ask("POST", f"{_vm(name)}/thaw", VmInfo)
+
+    def channel(self, name: str) -> ChannelInfo:
+        return self._ask("GET", f"{_vm(name)}/channel", ChannelInfo)
+
+    def _ask(self, method: str, path: str, answer: type[Answer], body: dict[str, Any] | None = None) -> Answer:
+        response = self._request(method, path, body)
+        try:
+            return answer.model_validate_json(response.content)
+        except ValidationError as error:
+            raise TmemError(
+                f"the agent at {self.socket} answers in a way that this client does not know",
+                "are agent and client of one version?",
+            ) from error
+
+    def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
+        try:
+            response = self._http.request(method, path, json=body)
+        except httpx.TimeoutException as error:
+            raise Unavailable(f"the agent at {self.socket} does not answer in time", "see its agent.log") from error
+        except httpx.TransportError as error:
+            raise Unavailable(f"no agent answers at {self.socket}", "start one with 'tmem serve'") from error
+        if response.is_success:
+            return response
+        try:
+            problem = Problem.model_validate_json(response.content)
+        except ValidationError:
+            raise TmemError(f"the agent at {self.socket} answers {response.status_code}", "see its agent.log") from None
+        raise BY_SLUG.get(problem.kind, TmemError)(problem.detail, problem.hint)

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the service takes and tells, under the API, the client and the command line alike.
+
+Sizes are bytes of host memory unless a field says otherwise; a page is 4096 bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from tmem_host.config import PAGE_SIZE, Size, check_vm_name
+from tmem_host.errors import InvalidInput
+
+Codec = Literal["lz4", "zstd", "none"]
+
+#: A dense pool's index has 32 bits.
+MAX_DEVICE: Final = (1 << 32) * PAGE_SIZE
+#: mkswap(8) wants ten pages; below that nothing can be kept.
+MIN_DEVICE: Final = 16 * PAGE_SIZE
+
+
+def _vm_name(name: str) -> str:
+    try:
+        return check_vm_name(name)
+    except InvalidInput as error:
+        raise ValueError(str(error)) from error
+
+
+VmName = Annotated[str, AfterValidator(_vm_name)]
+Weight = Annotated[int, Field(ge=1, le=10_000)]
+PollUs = Annotated[int, Field(ge=0, le=10_000)]
+
+
+class _Strict(BaseModel):
+    """What users write: unknown fields are refused, so that a typing error is not ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class VmCreate(_Strict):
+    """A VM to make: one swap device of ``size_bytes`` with its own pool and socket."""
+
+    name: VmName
+    size_bytes: Size
+    codec: Codec = "lz4"
+    queues: Annotated[int, Field(ge=1, le=16)] = 2
+    #: Microseconds that the channel spins after the last request before it sleeps; 0: it sleeps at once.
+    poll_us: PollUs = 0
+    #: Host memory promised; None: what the device takes when nothing on it compresses.
+    reservation: Size | None = None
+    #: Host memory at most; None: no cap but the store's limit.
+    cap: Size | None = None
+    weight: Weight = 100
+
+    @model_validator(mode="after")
+    def _device(self) -> Self:
+        if self.size_bytes % PAGE_SIZE or not MIN_DEVICE <= self.size_bytes <= MAX_DEVICE:
+            raise ValueError(f"size_bytes is a multiple of {PAGE_SIZE}, from {MIN_DEVICE} to {MAX_DEVICE}")
+        if self.cap is not None and self.reservation is not None and self.cap < self.reservation:
+            raise ValueError("cap is below reservation")
+        return self
+
+
+class VmUpdate(_Strict):
+    """What can change while a guest runs.  A field that is left out stays; ``cap: null`` lifts the cap."""
+
+    codec: Codec | None = None
+    poll_us: PollUs | None = None
+    reservation: Size | None = None
+    cap: Size | None = None
+    weight: Weight | None = None
+
+    @model_validator(mode="after")
+    def _only_cap_can_be_null(self) -> Self:
+        for name in self.model_fields_set - {"cap"}:
+            if getattr(self, name) is None:
+                raise ValueError(f"{name} cannot be null")
+        return self
+
+
+class ChannelInfo(BaseModel):
+    """One vhost-user-blk channel."""
+
+    socket: str
+    #: listening, connected or broken.
+    state: str
+    queues: int
+    poll_us: int
+    #: Everything that the channel counts, as :meth:`_core.BlkServer.stats` says.
+    counters: dict[str, Any]
+
+
+class PoolInfo(BaseModel):
+    """One pool of the store."""
+
+    id: int
+    persistent: bool
+    shared: bool
+    codec: str
+    #: None for a sparse pool.
+    pages_capacity: int | None
+    pages: int
+    compressed_bytes: int
+    held_bytes: int
+    same_filled: int
+    raw: int
+    index_bytes: int
+    counters: dict[str, int]
+    latency: dict[str, Any]
+
+
+class VmInfo(BaseModel):
+    """A VM as it is now."""
+
+    name: str
+    size_bytes: int
+    codec: str
+    queues: int
+    poll_us: int
+    reservation: int
+    cap: int | None
+    weight: int
+    frozen: bool
+    #: The vhost-user socket that the monitor connects to.
+    socket: str
+    #: listening, connected or broken.
+    channel: str
+    pages: int
+    compressed_bytes: int
+    #: Host memory held for this VM: slots, and its share of the index.
+    held_bytes: int
+    counters: dict[str, int]
+    pools: list[PoolInfo]
+
+
+class VmList(BaseModel):
+    """Every VM, by name."""
+
+    vms: list[VmInfo]
+
+
+class StoreInfo(BaseModel):
+    """The store as a whole."""
+
+    arena: str
+    limit_bytes: int
+    held_bytes: int
+    arena_bytes: int
+    index_bytes: int
+    metadata_bytes: int
+    compressed_bytes: int
+    reserved_bytes: int
+    pages: int
+    #: How the arena was found at the agent's start, as :meth:`_core.Store.recovery` says.
+    recovery: dict[str, Any]
+
+
+class Health(BaseModel):
+    """That the agent answers, and who it is."""
+
+    status: Literal["ok"] = "ok"
+    version: str
+    pid: int
+    #: Seconds since the agent began to serve.
+    uptime_seconds: float
+    vms: int
+
+
+class Problem(BaseModel):
+    """An error as RFC 9457 (problem details) has it, with the hint and the kind of this project."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    hint: str = ""
+    kind: str

@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent does, with no word of HTTP: VMs, quotas, the store's figures, channels.
+
+A VM here is a VM of the store, one dense persistent pool (its swap device) and one vhost-user-blk channel.  The state
+folder says which VMs should exist, the arena which pages they have.  The order of every change follows from that:
+
+* create: store and pool first, then ``state.json``, then the channel, then the answer.  A crash in between leaves a VM
+  in the arena that nobody was told of; it has no page, and the next start forgets it.
+* remove: ``removing`` in ``state.json`` first, then the channel, the store's VM, the entry.  A crash in between is gone
+  on with at the next start.
+
+Calls may come from several threads.  Changes are made one at a time; reading waits for none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, Final
+
+from tmem_host import __version__
+from tmem_host import state as states
+from tmem_host.config import PAGE_SIZE, AgentConfig, check_socket_path, format_size
+from tmem_host.core import BlkServer, Store, core_errors
+from tmem_host.errors import Conflict, NotFound, TmemError
+from tmem_host.models import ChannelInfo, Health, PoolInfo, StoreInfo, VmCreate, VmInfo, VmList, VmUpdate
+from tmem_host.reconcile import reconcile
+from tmem_host.state import State, VmEntry
+
+log = logging.getLogger(__name__)
+
+#: Bytes that a page takes when it does not compress: 4096 of data, a 16-byte slot header, 8 bytes of index
+#: (design section 8; ``host/core/store/src/layout.rs``).
+PAGE_WORST: Final = PAGE_SIZE + 16 + 8
+#: The arena grows in blocks of this many bytes; the last one may be used in part.
+BLOCK: Final = 2 << 20
+
+
+def worst_case(size_bytes: int) -> int:
+    """Bytes of host memory for a device of ``size_bytes`` on which nothing compresses."""
+    blocks = -(-(size_bytes // PAGE_SIZE * PAGE_WORST) // BLOCK)
+    return (blocks + 1) * BLOCK
+
+
+class Service:
+    """The VMs of one state folder, on one open store.  Made by :meth:`open`, ended by :meth:`close`."""
+
+    def __init__(self, config: AgentConfig, store: Store, state: State, pools: dict[str, int]) -> None:
+        self.config = config
+        self._store = store
+        self._state = state
+        #: The swap pool of each VM.
+        self._pools = pools
+        self._channels: dict[str, BlkServer] = {}
+        #: Guards every change of the four above; readers take a reference and look.
+        self._changing = threading.RLock()
+        self._closed = False
+        self._started = time.monotonic()
+        self.recovery: dict[str, Any] = store.recovery()
+
+    @classmethod
+    def open(cls, config: AgentConfig) -> Service:
+        """Opens the store, which finds its pages again, and makes VMs and arena agree.  No channel listens yet.
+
+        The state folder is this process's (:func:`tmem_host.state.locked`).  Raises :class:`TmemError`; whatever it
+        raises, neither state nor arena was written over.
+        """
+        state = states.load(config.state_file)
+        arena = states.choose_arena(config, state)
+        states.check_arena_present(arena, state, accept_loss=config.accept_loss)
+        states.private_folder(arena.parent)
+        limit = states.choose_limit(arena, config.limit)
+        with core_errors(f"the arena {arena} cannot be opened"):
+            store = Store(str(arena), limit_bytes=limit, accept_loss=config.accept_loss)
+        try:
+            fresh = bool(store.recovery()["fresh"])
+            states.check_arena_present(arena, state, fresh=fresh, accept_loss=config.accept_loss)
+            state = state.model_copy(update={"arena": arena})
+            state, pools = reconcile(store, state, accept_loss=config.accept_loss)
+            states.save(config.state_file, state)
+        except BaseException:
+            store.close()
+            raise
+        return cls(config, store, state, pools)
+
+    def start_channels(self) -> None:
+        """Listens on every VM's socket, so that guests go on."""
+        with self._changing:
+            states.private_folder(self.config.sockets)
+            for entry in self._state.vms.values():
+                if entry.name not in self._channels:
+                    self._listen(entry)
+
+    def close(self) -> None:
+        """Ends channels and store in good order.  Pages stay in the arena, VMs in the state."""
+        with self._changing:
+            if self._closed:
+                return
+            self._closed = True
+            for name, channel in list(self._channels.items()):
+                with self._logged(f"the channel of {name} did not stop in good order"), core_errors(""):
+                    channel.stop()
+            self._channels = {}
+            pages = {vm["name"]: int(vm["pages"]) for vm in self._store.vms()}
+            state = self._state
+            for entry in state.vms.values():
+                state = state.with_vm(entry.model_copy(update={"pages_at_stop": pages.get(entry.name, 0)}))
+            with self._logged("the state was not written"):
+                states.save(self.config.state_file, state)
+            with self._logged("the store did not close in good order"), core_errors(""):
+                self._store.close()
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def health(self) -> Health:
+        uptime = time.monotonic() - self._started
+        return Health(version=__version__, pid=os.getpid(), uptime_seconds=uptime, vms=len(self._state.vms))
+
+    def store_info(self) -> StoreInfo:
+        stats = self._store.stats()
+        fields = {name: stats[name] for name in StoreInfo.model_fields if name in stats}
+        return StoreInfo.model_validate({**fields, "arena": str(self._state.arena), "recovery": self.recovery})
+
+    def list_vms(self) -> VmList:
+        vms, pools = self._figures()
+        entries = sorted(self._state.vms.values(), key=lambda entry: entry.name)
+        return VmList(vms=[self._info(entry, vms[entry.name], pools) for entry in entries if entry.name in vms])
+
+    def get_vm(self, name: str) -> VmInfo:
+        entry = self._entry(name)
+        vms, pools = self._figures()
+        if name not in vms:
+            raise NotFound(f"there is no VM {name}", "see 'tmem vm list'")
+        return self._info(entry, vms[name], pools)
+
+    def channel(self, name: str) -> ChannelInfo:
+        entry = self._entry(name)
+        stats = self._channel_stats(name)
+        return ChannelInfo(
+            socket=str(self.config.vm_socket(name)),
+            state=str(stats.pop("state", "stopped")),
+            queues=entry.queues,
+            poll_us=entry.poll_us,
+            counters=stats,
+        )
+
+    # -- changing -----------------------------------------------------------------------------------------------
+
+    def create_vm(self, wanted: VmCreate) -> VmInfo:
+        """Makes VM, pool and socket.  Durable when it returns.  Raises Conflict, NoSpace, InvalidInput."""
+        reservation = worst_case(wanted.size_bytes) if wanted.reservation is None else wanted.reservation
+        if wanted.cap is not None:
+            # What is promised is never more than what may be held.
+            reservation = min(reservation, wanted.cap)
+        entry = VmEntry(**{**wanted.model_dump(), "reservation": reservation})
+        check_socket_path(self.config.vm_socket(entry.name))
+        with self._changing:
+            self._check_open()
+            if entry.name in self._state.vms:
+                raise Conflict(f"there is a VM {entry.name} already", "choose another name, or remove it first")
+            with contextlib.ExitStack() as undo:
+                with core_errors(f"VM {entry.name} cannot be made"):
+                    self._store.vm_create(entry.name, reservation=entry.reservation, cap=entry.cap, weight=entry.weight)
+                    undo.callback(self._forget, entry.name)
+                    pool = self._store.pool_create(
+                        entry.name, persistent=True, pages=entry.size_bytes // PAGE_SIZE, codec=entry.codec
+                    )
+                self._pools = {**self._pools, entry.name: pool}
+                self._save(self._state.with_vm(entry))
+                undo.callback(self._unsave, entry.name)
+                self._listen(entry)
+                undo.pop_all()
+            log.info("VM %s made: %s, codec %s", entry.name, format_size(entry.size_bytes), entry.codec)
+            return self.get_vm(entry.name)
+
+    def update_vm(self, name: str, change: VmUpdate) -> VmInfo:
+        """Changes quota, codec or polling while the guest runs.  All of it, or nothing and an error."""
+        with self._changing:
+            self._check_open()
+            old = self._entry(name)
+            new = VmEntry.model_validate({**old.model_dump(), **change.model_dump(exclude_unset=True)})
+            if new.cap is not None and new.cap < new.reservation:
+                raise Conflict(
+                    f"the cap of {name} would be {new.cap} and its reservation {new.reservation} bytes",
+                    "lower the reservation with it",
+                )
+            with contextlib.ExitStack() as undo:
+                undo.callback(self._apply, name, new, old)
+                self._apply(name, old, new)
+                self._save(self._state.with_vm(new))
+                undo.pop_all()
+            log.info("VM %s changed: %s", name, change.model_dump(exclude_unset=True))
+            return self.get_vm(name)
+
+    def freeze_vm(self, name: str) -> VmInfo:
+        """Puts are refused and flushes obeyed until :meth:`thaw_vm`.  Nothing happens when it is frozen already."""
+        return self._set_frozen(name, frozen=True)
+
+    def thaw_vm(self, name: str) -> VmInfo:
+        """Ends :meth:`freeze_vm`."""
+        return self._set_frozen(name, frozen=False)
+
+    def remove_vm(self, name: str) -> None:
+        """Ends the channel and forgets the VM with all its pages."""
+        with self._changing:
+            self._check_open()
+            entry = self._entry(name)
+            self._save(self._state.with_vm(entry.model_copy(update={"removing": True})))
+            channel = self._channels.pop(name, None)
+            if channel is not None:
+                with self._logged(f"the channel of {name} did not stop in good order"), core_errors(""):
+                    channel.stop()
+            with core_errors(f"VM {name} cannot be removed"):
+                self._store.vm_remove(name)
+            self._pools = {key: pool for key, pool in self._pools.items() if key != name}
+            self._save(self._state.without_vm(name))
+            log.info("VM %s removed", name)
+
+    def maintain(self) -> None:
+        """Gives empty memory back to the host."""
+        with core_errors("the store's upkeep failed"):
+            self._store.maintain()
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Conflict("the agent is stopping", "ask the next one")
+
+    def _entry(self, name: str) -> VmEntry:
+        entry = self._state.vms.get(name)
+        if entry is None:
+            raise NotFound(f"there is no VM {name}", "see 'tmem vm list'")
+        return entry
+
+    def _save(self, state: State) -> None:
+        states.save(self.config.state_file, state)
+        self._state = state
+
+    def _unsave(self, name: str) -> None:
+        with self._logged(f"the state still names {name}"):
+            self._save(self._state.without_vm(name))
+
+    def _forget(self, name: str) -> None:
+        with self._logged(f"the store still has {name}"), core_errors(""):
+            self._store.vm_remove(name)
+        self._pools = {key: pool for key, pool in self._pools.items() if key != name}
+
+    def _listen(self, entry: VmEntry) -> None:
+        path = check_socket_path(self.config.vm_socket(entry.name))
+        with core_errors(f"VM {entry.name} cannot be served on {path}"):
+            self._channels[entry.name] = BlkServer(
+                self._store,
+                self._pools[entry.name],
+                str(path),
+                queues=entry.queues,
+                poll_us=entry.poll_us,
+                # virtio-blk's GET_ID has 20 bytes.
+                serial=entry.name[:20],
+            )
+
+    def _apply(self, name: str, old: VmEntry, new: VmEntry) -> None:
+        """Makes the core be as ``new``; it is as ``old``, or somewhere between."""
+        with core_errors(f"VM {name} cannot be changed"):
+            if (old.reservation, old.cap, old.weight) != (new.reservation, new.cap, new.weight):
+                self._store.vm_set(name, reservation=new.reservation, cap=new.cap, weight=new.weight)
+            if old.codec != new.codec:
+                self._store.pool_set_codec(self._pools[name], new.codec)
+            if old.poll_us != new.poll_us and name in self._channels:
+                self._channels[name].set_poll(new.poll_us)
+
+    def _set_frozen(self, name: str, *, frozen: bool) -> VmInfo:
+        with self._changing:
+            self._check_open()
+            entry = self._entry(name)
+            if entry.frozen != frozen:
+                self._save(self._state.with_vm(entry.model_copy(update={"frozen": frozen})))
+                with core_errors(f"VM {name} cannot be {'frozen' if frozen else 'thawed'}"):
+                    (self._store.freeze if frozen else self._store.thaw)(name)
+                log.info("VM %s %s", name, "frozen" if frozen else "thawed")
+            return self.get_vm(name)
+
+    def _figures(self) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
+        """The store's VMs by name, and its pools by VM."""
+        pools: dict[str, list[dict[str, Any]]] = {}
+        for pool in self._store.pools():
+            pools.setdefault(pool["vm"], []).append(pool)
+        return {vm["name"]: vm for vm in self._store.vms()}, pools
+
+    def _channel_stats(self, name: str) -> dict[str, Any]:
+        channel = self._channels.get(name)
+        return {} if channel is None else dict(channel.stats())
+
+    def _info(self, entry: VmEntry, vm: dict[str, Any], pools: dict[str, list[dict[str, Any]]]) -> VmInfo:
+        return VmInfo(
+            **entry.model_dump(exclude={"removing", "pages_at_stop", "frozen"}),
+            frozen=vm["frozen"],
+            socket=str(self.config.vm_socket(entry.name)),
+            channel=str(self._channel_stats(entry.name).get("state", "stopped")),
+            pages=vm["pages"],
+            compressed_bytes=vm["compressed_bytes"],
+            held_bytes=vm["held_bytes"],
+            counters=vm["counters"],
+            pools=[PoolInfo.model_validate(pool) for pool in pools.get(entry.name, [])],
+        )
+
+    @contextlib.contextmanager
+    def _logged(self, what: str) -> Iterator[None]:
+        """For steps after which others must still come: an error is logged, not raised."""
+        try:
+            yield
+        except TmemError as error:
+            log.error("%s: %s", what, error)
