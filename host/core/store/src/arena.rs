@@ -1,0 +1,459 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The arena: one mapped file in shared memory that outlives the process.
+//!
+//! Only this file knows about the mapping. Everything above it works with offsets: a *table offset*
+//! into the head of the file, or a *data offset* from the start of the blocks.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_secret};
+
+use crate::error::{Result, StoreError};
+use crate::layout::{
+    self, BLOCK_SIZE, BLOCK_TABLE, BlockEntry, DATA, FORMAT_VERSION, MAGIC, MAX_BLOCKS, OS_PAGE, ObjectId,
+    SlotHeader,
+};
+
+/// Linux 5.14: fault a range in for writing, with an error instead of SIGBUS when memory is short.
+const MADV_POPULATE_READ: i32 = 22;
+const MADV_POPULATE_WRITE: i32 = 23;
+
+const SB_VERSION: usize = 8;
+const SB_UUID: usize = 16;
+const SB_SALT: usize = 32;
+const SB_CHECK: usize = 40;
+const SB_GROWN: usize = 48;
+
+/// The mapped file. All access to slots goes through it.
+pub(crate) struct Arena {
+    file: File,
+    path: PathBuf,
+    base: *mut u8,
+    map_len: usize,
+    max_blocks: u32,
+    grown: AtomicU32,
+    populated: AtomicU64,
+    uuid: [u8; 16],
+    secret: [u8; 192],
+    fresh: bool,
+}
+
+// SAFETY: the mapping is plain shared memory; who may touch which bytes is decided by the
+// allocator (a slot belongs to one key) and the locks of the index, not by this type.
+unsafe impl Send for Arena {}
+// SAFETY: as above.
+unsafe impl Sync for Arena {}
+
+impl Arena {
+    /// Opens the file, or makes it. `max_blocks` bounds how far this process may grow it.
+    /// `accept_loss`: a file shorter than it should be is taken as it is.
+    pub fn open(path: &Path, max_blocks: u64, accept_loss: bool) -> Result<Self> {
+        let shown = path.display();
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+            .map_err(StoreError::io(format!("cannot open arena {shown}")))?;
+        // SAFETY: plain system call on our descriptor.
+        if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
+            return Err(StoreError::Locked { path: path.into() });
+        }
+        let len = file.metadata().map_err(StoreError::io(format!("cannot read arena {shown}")))?.len();
+        let mut head = [0u8; 64];
+        if len > 0 && file.read_exact_at(&mut head, 0).is_err() {
+            return Err(StoreError::Truncated { path: path.into(), have: len, want: DATA });
+        }
+        // A creation that was cut short leaves an empty head: nothing was ever promised from it.
+        let fresh = len == 0 || (len == DATA && head.iter().all(|&b| b == 0));
+        let salt;
+        let uuid;
+        let mut grown = 0;
+        if fresh {
+            file.set_len(DATA).map_err(StoreError::io(format!("cannot size arena {shown}")))?;
+            let mut random = [0u8; 24];
+            File::open("/dev/urandom")
+                .and_then(|f| f.read_exact_at(&mut random, 0))
+                .map_err(StoreError::io("cannot read /dev/urandom"))?;
+            let (a, b) = random.split_at(16);
+            uuid = a.try_into().unwrap_or([0; 16]);
+            salt = u64::from_le_bytes(b.try_into().unwrap_or([0; 8]));
+        } else {
+            let word = |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().unwrap_or([0; 8]));
+            if word(0) != MAGIC {
+                return Err(StoreError::Corrupt {
+                    path: path.into(),
+                    what: "not an arena (wrong magic)".into(),
+                });
+            }
+            if word(SB_VERSION) != u64::from(FORMAT_VERSION) {
+                return Err(StoreError::Corrupt {
+                    path: path.into(),
+                    what: format!("format version {} is not {FORMAT_VERSION}", word(SB_VERSION)),
+                });
+            }
+            if word(SB_CHECK) != xxh3_64(&head[..SB_CHECK]) {
+                return Err(StoreError::Corrupt {
+                    path: path.into(),
+                    what: "the superblock's checksum is wrong".into(),
+                });
+            }
+            uuid = head[SB_UUID..SB_UUID + 16].try_into().unwrap_or([0; 16]);
+            salt = word(SB_SALT);
+            grown = word(SB_GROWN);
+            if grown > MAX_BLOCKS {
+                return Err(StoreError::Corrupt {
+                    path: path.into(),
+                    what: format!("{grown} blocks are more than the format allows"),
+                });
+            }
+            let want = DATA + grown * BLOCK_SIZE;
+            if len < want {
+                if !accept_loss || len < DATA {
+                    return Err(StoreError::Truncated { path: path.into(), have: len, want });
+                }
+                file.set_len(want).map_err(StoreError::io(format!("cannot extend arena {shown}")))?;
+            }
+        }
+        let max_blocks = max_blocks.clamp(grown.max(1), MAX_BLOCKS);
+        let map_len = (DATA + max_blocks * BLOCK_SIZE) as usize;
+        // SAFETY: a new shared mapping of our file; nothing else is replaced.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                map_len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_NORESERVE,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(StoreError::io(format!("cannot map arena {shown}"))(io::Error::last_os_error()));
+        }
+        let arena = Self {
+            file,
+            path: path.into(),
+            base: base.cast(),
+            map_len,
+            max_blocks: max_blocks as u32,
+            grown: AtomicU32::new(grown as u32),
+            populated: AtomicU64::new(0),
+            uuid,
+            secret: secret(salt),
+            fresh,
+        };
+        if fresh {
+            arena.write_superblock(salt)?;
+        }
+        Ok(arena)
+    }
+
+    fn write_superblock(&self, salt: u64) -> Result<()> {
+        self.populate_table(0, OS_PAGE)?;
+        let mut head = [0u8; SB_CHECK];
+        head[..8].copy_from_slice(&MAGIC.to_le_bytes());
+        head[SB_VERSION..SB_VERSION + 8].copy_from_slice(&u64::from(FORMAT_VERSION).to_le_bytes());
+        head[SB_UUID..SB_UUID + 16].copy_from_slice(&self.uuid);
+        head[SB_SALT..SB_SALT + 8].copy_from_slice(&salt.to_le_bytes());
+        // SAFETY: the first page was populated just now and is at least 64 bytes.
+        unsafe {
+            std::ptr::copy_nonoverlapping(head[8..].as_ptr(), self.base.add(8), SB_CHECK - 8);
+            layout::store(self.base.add(SB_CHECK), xxh3_64(&head));
+            layout::store(self.base, MAGIC);
+        }
+        Ok(())
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// True if this process made the file.
+    pub fn fresh(&self) -> bool {
+        self.fresh
+    }
+
+    pub fn uuid(&self) -> [u8; 16] {
+        self.uuid
+    }
+
+    /// Blocks the file has.
+    pub fn grown(&self) -> u32 {
+        self.grown.load(Ordering::Acquire)
+    }
+
+    /// Blocks the file may have.
+    pub fn max_blocks(&self) -> u32 {
+        self.max_blocks
+    }
+
+    /// Bytes of memory behind the blocks, by our own count.
+    pub fn populated_bytes(&self) -> u64 {
+        self.populated.load(Ordering::Relaxed) * OS_PAGE
+    }
+
+    /// Bytes of memory the file system holds for the file: the kernel's count.
+    pub fn file_bytes(&self) -> u64 {
+        self.file.metadata().map_or(0, |m| m.blocks() * 512)
+    }
+
+    /// Bytes the file system could still give.
+    pub fn available_bytes(&self) -> u64 {
+        // SAFETY: zeroed is a valid statvfs; the call fills it.
+        let mut s: libc::statvfs = unsafe { std::mem::zeroed() };
+        // SAFETY: our descriptor and our buffer.
+        if unsafe { libc::fstatvfs(self.file.as_raw_fd(), &raw mut s) } != 0 {
+            return 0;
+        }
+        s.f_bavail * s.f_frsize
+    }
+
+    fn table(&self, offset: u64, len: u64) -> *mut u8 {
+        assert!(offset + len <= DATA, "table access outside the head of the arena");
+        // SAFETY: checked against the head, which is always mapped and inside the file.
+        unsafe { self.base.add(offset as usize) }
+    }
+
+    /// Memory behind a part of the tables, so that a store cannot fault.
+    pub fn populate_table(&self, offset: u64, len: u64) -> Result<()> {
+        let from = offset / OS_PAGE * OS_PAGE;
+        let to = (offset + len).next_multiple_of(OS_PAGE);
+        let at = self.table(from, to - from);
+        self.madvise(at, to - from, MADV_POPULATE_WRITE).map_err(|e| self.no_space(&e))
+    }
+
+    fn no_space(&self, e: &io::Error) -> StoreError {
+        StoreError::NoSpace(format!("no memory left for arena {}: {e}", self.path.display()))
+    }
+
+    /// A word of the tables. `offset` is 8-aligned.
+    pub fn table_load(&self, offset: u64) -> u64 {
+        // SAFETY: inside the head; alignment by the layout's constants.
+        unsafe { layout::load(self.table(offset, 8)) }
+    }
+
+    /// Sets a word of the tables, which was populated before.
+    pub fn table_store(&self, offset: u64, value: u64) {
+        // SAFETY: as above.
+        unsafe { layout::store(self.table(offset, 8), value) };
+    }
+
+    /// Copies table bytes out, through the file: reading a hole of it through the mapping would
+    /// put memory behind it. What cannot be read reads as free.
+    pub fn table_read(&self, offset: u64, out: &mut [u8]) {
+        if self.file.read_exact_at(out, offset).is_err() {
+            out.fill(0);
+        }
+    }
+
+    /// Copies bytes into the tables, which were populated before.
+    pub fn table_write(&self, offset: u64, data: &[u8]) {
+        let at = self.table(offset, data.len() as u64);
+        // SAFETY: inside the head; entries are guarded by the lock of their table.
+        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), at, data.len()) };
+    }
+
+    pub fn block_entry(&self, block: u32) -> Option<BlockEntry> {
+        BlockEntry::unpack(self.table_load(BLOCK_TABLE + u64::from(block) * 8), block)
+    }
+
+    pub fn set_block_entry(&self, block: u32, entry: BlockEntry) {
+        self.table_store(BLOCK_TABLE + u64::from(block) * 8, entry.pack(block));
+    }
+
+    /// Adds one block to the file. The caller serialises growth. `None`: no more address space.
+    pub fn grow(&self) -> Option<u32> {
+        let block = self.grown.load(Ordering::Relaxed);
+        if block >= self.max_blocks
+            || self.file.set_len(DATA + u64::from(block + 1) * BLOCK_SIZE).is_err()
+            || self.populate_table(BLOCK_TABLE + u64::from(block) * 8, 8).is_err()
+        {
+            return None;
+        }
+        self.table_store(SB_GROWN as u64, u64::from(block) + 1);
+        self.grown.store(block + 1, Ordering::Release);
+        Some(block)
+    }
+
+    /// Faults pages `from..to` of a block in and accounts them. Fails when memory is short.
+    pub fn populate(&self, block: u32, from: u16, to: u16) -> io::Result<()> {
+        let at = self.data(u64::from(block) * BLOCK_SIZE + u64::from(from) * OS_PAGE);
+        let len = u64::from(to - from) * OS_PAGE;
+        self.madvise(at, len, MADV_POPULATE_WRITE)?;
+        self.populated.fetch_add(u64::from(to - from), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Maps pages that the file already has (recovery), in one call instead of a fault each.
+    pub fn map_existing(&self, block: u32, pages: u16) -> io::Result<()> {
+        self.populated.fetch_add(u64::from(pages), Ordering::Relaxed);
+        if pages == 0 {
+            return Ok(());
+        }
+        let at = self.data(u64::from(block) * BLOCK_SIZE);
+        self.madvise(at, u64::from(pages) * OS_PAGE, MADV_POPULATE_READ)
+    }
+
+    fn madvise(&self, at: *mut u8, len: u64, advice: i32) -> io::Result<()> {
+        loop {
+            // SAFETY: the range is inside our mapping and, by growth, inside the file.
+            if unsafe { libc::madvise(at.cast(), len as usize, advice) } == 0 {
+                return Ok(());
+            }
+            let e = io::Error::last_os_error();
+            match e.raw_os_error() {
+                Some(libc::EINTR | libc::EAGAIN) => {}
+                // What populating answers where an access would raise SIGBUS: no room.
+                Some(libc::EFAULT) => return Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+                _ => return Err(e),
+            }
+        }
+    }
+
+    /// Gives a free block's memory back to the host.
+    pub fn punch(&self, block: u32, populated: u16) -> io::Result<()> {
+        // SAFETY: plain system call on our descriptor; the block holds nothing.
+        let r = unsafe {
+            libc::fallocate(
+                self.file.as_raw_fd(),
+                libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+                (DATA + u64::from(block) * BLOCK_SIZE) as libc::off_t,
+                BLOCK_SIZE as libc::off_t,
+            )
+        };
+        if r != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        self.populated.fetch_sub(u64::from(populated), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Address of a data offset.
+    #[inline]
+    pub fn data(&self, offset: u64) -> *mut u8 {
+        debug_assert!((DATA + offset) < self.map_len as u64);
+        // SAFETY: offsets come from the allocator, which hands out only grown blocks.
+        unsafe { self.base.add((DATA + offset) as usize) }
+    }
+
+    /// The header at a slot, if it is one.
+    #[inline]
+    pub fn header(&self, slot: u64) -> Option<SlotHeader> {
+        let at = self.data(slot);
+        // SAFETY: slots are 8-aligned and at least a header long.
+        let (word0, word1) = unsafe { (layout::load(at), layout::load(at.add(8))) };
+        SlotHeader::parse(word0, word1)
+    }
+
+    /// The second header word as it is: zero in a free slot.
+    pub fn header_word(&self, slot: u64) -> u64 {
+        // SAFETY: as in `header`.
+        unsafe { layout::load(self.data(slot).add(8)) }
+    }
+
+    /// The object id in the header of a sparse slot.
+    #[inline]
+    pub fn object(&self, slot: u64) -> ObjectId {
+        let at = self.data(slot);
+        // SAFETY: a sparse slot is at least 40 bytes long.
+        unsafe { [layout::load(at.add(16)), layout::load(at.add(24)), layout::load(at.add(32))] }
+    }
+
+    /// Marks a slot free.
+    #[inline]
+    pub fn clear_header(&self, slot: u64) {
+        // SAFETY: as in `header`; the caller holds the key's lock.
+        unsafe { layout::store(self.data(slot).add(8), 0) };
+    }
+
+    /// The data bytes of a slot.
+    ///
+    /// # Safety
+    /// The caller holds the key's lock (or the slot is not published) for as long as it looks, and
+    /// `header` is this slot's, checked against its size class.
+    #[inline]
+    pub unsafe fn payload<'a>(&self, slot: u64, header: &SlotHeader) -> &'a [u8] {
+        // SAFETY: by the caller.
+        unsafe { std::slice::from_raw_parts(self.data(slot).add(header.header_len()), header.len as usize) }
+    }
+
+    /// Checksum of a slot: its data and every field of its header.
+    #[inline]
+    pub fn checksum(&self, header: &SlotHeader, object: Option<&ObjectId>, data: &[u8]) -> u32 {
+        let (word0, word1) = SlotHeader { checksum: 0, ..*header }.words();
+        let mut h = xxh3_64_with_secret(data, &self.secret);
+        let mut mix = |w: u64| {
+            h = (h ^ w).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            h ^= h >> 29;
+        };
+        mix(word0);
+        mix(word1);
+        if let Some(o) = object {
+            o.iter().for_each(|&w| mix(w));
+        }
+        (h ^ h >> 32) as u32
+    }
+
+    /// Writes data and header of a slot that belongs to the caller: data first, header last.
+    ///
+    /// # Safety
+    /// `slot` was taken from the allocator, is not published, and fits `header.slot_len()`. `data`
+    /// is valid for reads of `header.len` bytes (a guest may change it meanwhile: the checksum is
+    /// of what was kept).
+    #[inline]
+    pub unsafe fn write_slot(
+        &self,
+        slot: u64,
+        mut header: SlotHeader,
+        object: Option<&ObjectId>,
+        data: *const u8,
+    ) {
+        let at = self.data(slot);
+        let len = header.len as usize;
+        // SAFETY: by the caller; the arena and the source do not overlap.
+        unsafe {
+            let payload = at.add(header.header_len());
+            std::ptr::copy_nonoverlapping(data, payload, len);
+            let kept = std::slice::from_raw_parts(payload, len);
+            header.checksum = self.checksum(&header, object, kept);
+            if let Some(o) = object {
+                for (i, &w) in o.iter().enumerate() {
+                    layout::store(at.add(16 + i * 8), w);
+                }
+            }
+            let (word0, word1) = header.words();
+            layout::store(at, word0);
+            layout::store(at.add(8), word1);
+        }
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: our mapping, unmapped once. The lock goes with the descriptor.
+        unsafe { libc::munmap(self.base.cast(), self.map_len) };
+    }
+}
+
+/// The keyed secret of the checksum: splitmix64 from the arena's salt (Steele et al., OOPSLA'14).
+/// Bytes of an earlier arena or a guest's page cannot pass for a slot of this one.
+fn secret(salt: u64) -> [u8; 192] {
+    let mut out = [0u8; 192];
+    let mut x = salt;
+    for chunk in out.chunks_exact_mut(8) {
+        x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = x;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        chunk.copy_from_slice(&(z ^ z >> 31).to_le_bytes());
+    }
+    out
+}

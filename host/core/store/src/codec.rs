@@ -1,0 +1,298 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Compression of single pages, straight from guest memory.
+//!
+//! The source may change while it is read: a guest owns it. lz4 and zstd stay inside the
+//! destination whatever they read, because their output's structure follows from positions and
+//! the destination is as large as their worst case. What comes out then may not be what the guest
+//! meant, which is the guest's own doing.
+
+use std::cell::RefCell;
+use std::ffi::{c_char, c_int, c_void};
+use std::ptr::NonNull;
+
+use zstd_sys::{ZSTD_CCtx, ZSTD_DCtx};
+
+/// Bytes in a page, the unit of every operation.
+pub const PAGE_SIZE: usize = 4096;
+
+/// A compressed page longer than this is kept raw: the next size classes are within 3 % of a page
+/// and a raw page costs no decompression.
+const KEEP_COMPRESSED_MAX: usize = 3968;
+
+/// LZ4_compressBound(4096) is 4128 and ZSTD_compressBound(4096) is 4175: room for both.
+const SCRATCH: usize = 4224;
+
+/// zstd's fastest regular level; higher levels gain little on a single page.
+const ZSTD_LEVEL: c_int = 1;
+
+unsafe extern "C" {
+    // Exported by liblz4 for static linking (lz4.h, LZ4_STATIC_LINKING_ONLY): compresses without
+    // clearing the 16 KiB hash table each time, which costs more than the page itself.
+    fn LZ4_compress_fast_extState_fastReset(
+        state: *mut c_void,
+        src: *const c_char,
+        dst: *mut c_char,
+        src_size: c_int,
+        dst_capacity: c_int,
+        acceleration: c_int,
+    ) -> c_int;
+    fn LZ4_initStream(buffer: *mut c_void, size: usize) -> *mut c_void;
+}
+
+/// How a pool compresses the pages put into it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Codec {
+    /// Pages are kept as they come (same-filled ones still as one word).
+    None = 0,
+    /// lz4, the default: a page in about a microsecond.
+    Lz4 = 1,
+    /// zstd level 1: denser, several times slower.
+    Zstd = 2,
+}
+
+impl Codec {
+    /// The codec of that name: `none`, `lz4` or `zstd`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "none" => Some(Self::None),
+            "lz4" => Some(Self::Lz4),
+            "zstd" => Some(Self::Zstd),
+            _ => None,
+        }
+    }
+
+    /// The name of the codec.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Lz4 => "lz4",
+            Self::Zstd => "zstd",
+        }
+    }
+
+    pub(crate) fn from_byte(byte: u8) -> Option<Self> {
+        match byte {
+            0 => Some(Self::None),
+            1 => Some(Self::Lz4),
+            2 => Some(Self::Zstd),
+            _ => None,
+        }
+    }
+}
+
+/// How the bytes in one slot are to be read. Part of the arena's format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Encoding {
+    /// The page itself, 4096 bytes.
+    Raw = 0,
+    /// One lz4 block.
+    Lz4 = 1,
+    /// One zstd frame.
+    Zstd = 2,
+    /// One 8-byte word that fills the page.
+    Same = 3,
+}
+
+impl Encoding {
+    pub(crate) fn from_bits(bits: u64) -> Option<Self> {
+        match bits {
+            0 => Some(Self::Raw),
+            1 => Some(Self::Lz4),
+            2 => Some(Self::Zstd),
+            3 => Some(Self::Same),
+            _ => None,
+        }
+    }
+}
+
+#[repr(C, align(64))]
+struct Lz4State([u8; 16448]);
+
+/// Compression state of one thread. Made once, reused for each page: nothing allocates in a put.
+pub struct Scratch {
+    out: Box<[u8; SCRATCH]>,
+    lz4: Box<Lz4State>,
+    zstd_c: Option<NonNull<ZSTD_CCtx>>,
+    zstd_d: Option<NonNull<ZSTD_DCtx>>,
+}
+
+thread_local! {
+    static LOCAL: RefCell<Scratch> = RefCell::new(Scratch::new());
+}
+
+/// Runs `f` with this thread's scratch space.
+pub fn with_scratch<R>(f: impl FnOnce(&mut Scratch) -> R) -> R {
+    LOCAL.with(|s| f(&mut s.borrow_mut()))
+}
+
+/// True if every 8-byte word of the page equals the first; gives that word.
+///
+/// # Safety
+/// `src` is valid for reads of [`PAGE_SIZE`] bytes (which may change meanwhile).
+#[inline]
+pub unsafe fn same_filled(src: *const u8) -> Option<u64> {
+    let words = src.cast::<u64>();
+    // SAFETY: in bounds by the caller's promise; unaligned and volatile since a guest owns it.
+    let word = |i: usize| unsafe { std::ptr::read_unaligned(words.add(i)) };
+    let first = word(0);
+    // A page of data differs early or at its end far more often than only in the middle.
+    if word(511) != first || word(1) != first || word(255) != first {
+        return None;
+    }
+    (2..511).all(|i| word(i) == first).then_some(first)
+}
+
+impl Scratch {
+    /// Fresh state. Prefer [`with_scratch`].
+    pub fn new() -> Self {
+        let mut lz4 = Box::new(Lz4State([0; 16448]));
+        // SAFETY: the buffer is larger than sizeof(LZ4_stream_t) (16416) and aligned.
+        unsafe { LZ4_initStream((&raw mut *lz4).cast(), size_of::<Lz4State>()) };
+        Self { out: Box::new([0; SCRATCH]), lz4, zstd_c: None, zstd_d: None }
+    }
+
+    /// Compresses one page. `None`: it does not compress, keep it raw.
+    ///
+    /// # Safety
+    /// `src` is valid for reads of [`PAGE_SIZE`] bytes (which may change meanwhile).
+    #[inline]
+    pub unsafe fn compress(&mut self, codec: Codec, src: *const u8) -> Option<(Encoding, &[u8])> {
+        let (encoding, len) = match codec {
+            Codec::None => return None,
+            // SAFETY: src as promised; out holds lz4's worst case.
+            Codec::Lz4 => (Encoding::Lz4, unsafe { self.lz4(src) }),
+            // SAFETY: as above.
+            Codec::Zstd => (Encoding::Zstd, unsafe { self.zstd(src) }?),
+        };
+        (len > 0 && len <= KEEP_COMPRESSED_MAX).then(|| (encoding, &self.out[..len]))
+    }
+
+    // SAFETY contract: src valid for reads of PAGE_SIZE bytes.
+    #[inline]
+    unsafe fn lz4(&mut self, src: *const u8) -> usize {
+        // SAFETY: the state was initialised by LZ4_initStream; sizes as declared.
+        let n = unsafe {
+            LZ4_compress_fast_extState_fastReset(
+                (&raw mut *self.lz4).cast(),
+                src.cast(),
+                self.out.as_mut_ptr().cast(),
+                PAGE_SIZE as c_int,
+                SCRATCH as c_int,
+                1,
+            )
+        };
+        usize::try_from(n).unwrap_or(0)
+    }
+
+    // SAFETY contract: src valid for reads of PAGE_SIZE bytes.
+    unsafe fn zstd(&mut self, src: *const u8) -> Option<usize> {
+        let ctx = match self.zstd_c {
+            Some(ctx) => ctx,
+            None => {
+                // SAFETY: plain constructor; null on no memory.
+                let ctx = NonNull::new(unsafe { zstd_sys::ZSTD_createCCtx() })?;
+                self.zstd_c = Some(ctx);
+                ctx
+            }
+        };
+        // SAFETY: ctx is ours alone; out holds zstd's worst case for a page.
+        let n = unsafe {
+            zstd_sys::ZSTD_compressCCtx(
+                ctx.as_ptr(),
+                self.out.as_mut_ptr().cast(),
+                SCRATCH,
+                src.cast(),
+                PAGE_SIZE,
+                ZSTD_LEVEL,
+            )
+        };
+        // SAFETY: pure function on a code.
+        (unsafe { zstd_sys::ZSTD_isError(n) } == 0).then_some(n)
+    }
+
+    /// Writes the page that `data` encodes to `dst`. False if `data` is not a page's encoding.
+    ///
+    /// # Safety
+    /// `dst` is valid for writes (and, for lz4 matches, reads) of [`PAGE_SIZE`] bytes. A guest may
+    /// change it meanwhile: match offsets come from `data`, so all accesses stay inside the page.
+    #[inline]
+    pub unsafe fn decompress(&mut self, encoding: Encoding, data: &[u8], dst: *mut u8) -> bool {
+        match encoding {
+            Encoding::Raw => {
+                if data.len() != PAGE_SIZE {
+                    return false;
+                }
+                // SAFETY: both sides hold a page and do not overlap (arena and guest memory).
+                unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), dst, PAGE_SIZE) };
+                true
+            }
+            Encoding::Same => {
+                let Ok(word) = <[u8; 8]>::try_from(data) else { return false };
+                let word = u64::from_ne_bytes(word);
+                let words = dst.cast::<u64>();
+                for i in 0..PAGE_SIZE / 8 {
+                    // SAFETY: in bounds; guest memory need not be aligned.
+                    unsafe { std::ptr::write_unaligned(words.add(i), word) };
+                }
+                true
+            }
+            Encoding::Lz4 => {
+                // SAFETY: bounded by both lengths given.
+                let n = unsafe {
+                    lz4_sys::LZ4_decompress_safe(
+                        data.as_ptr().cast(),
+                        dst.cast(),
+                        data.len() as c_int,
+                        PAGE_SIZE as c_int,
+                    )
+                };
+                n == PAGE_SIZE as c_int
+            }
+            Encoding::Zstd => {
+                let ctx = match self.zstd_d {
+                    Some(ctx) => ctx,
+                    None => {
+                        // SAFETY: plain constructor; null on no memory.
+                        let Some(ctx) = NonNull::new(unsafe { zstd_sys::ZSTD_createDCtx() }) else {
+                            return false;
+                        };
+                        self.zstd_d = Some(ctx);
+                        ctx
+                    }
+                };
+                // SAFETY: ctx is ours alone; bounded by both lengths given.
+                let n = unsafe {
+                    zstd_sys::ZSTD_decompressDCtx(
+                        ctx.as_ptr(),
+                        dst.cast(),
+                        PAGE_SIZE,
+                        data.as_ptr().cast(),
+                        data.len(),
+                    )
+                };
+                n == PAGE_SIZE
+            }
+        }
+    }
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Some(ctx) = self.zstd_c {
+            // SAFETY: made by ZSTD_createCCtx, freed once.
+            unsafe { zstd_sys::ZSTD_freeCCtx(ctx.as_ptr()) };
+        }
+        if let Some(ctx) = self.zstd_d {
+            // SAFETY: made by ZSTD_createDCtx, freed once.
+            unsafe { zstd_sys::ZSTD_freeDCtx(ctx.as_ptr()) };
+        }
+    }
+}

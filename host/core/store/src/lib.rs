@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The store of kvm-tmem: pools of pages under (pool, object, index), compressed, counted, and in
+//! a file that outlives the process. It knows nothing of virtio.
+//!
+//! - [`store`]: VMs, pools, quotas; opening an arena
+//! - [`ops`]: put, get, flush
+//! - `index`: key to slot; `alloc`, `classes`: slots out of blocks; `arena`, `layout`, `tables`: the file
+//! - [`codec`]: one page, compressed; `quota`: who may hold what; `upkeep`: eviction, compaction
+//! - [`recover`]: from the file back to an index
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
+mod alloc;
+mod arena;
+mod classes;
+pub mod codec;
+pub mod error;
+mod index;
+mod layout;
+mod lru;
+pub mod ops;
+pub mod pool;
+pub mod quota;
+pub mod recover;
+pub mod stats;
+pub mod store;
+mod tables;
+mod upkeep;
+
+pub use codec::{Codec, PAGE_SIZE};
+pub use error::{Result, StoreError};
+pub use layout::ObjectId;
+pub use ops::{DENSE_OBJECT, Get, Handle, Put};
+pub use pool::{PoolId, PoolSpec, VmId};
+pub use quota::NO_CAP;
+pub use recover::Recovery;
+pub use store::{QuotaChange, Store, StoreOptions, Totals, worst_case_bytes};

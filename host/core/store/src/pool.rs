@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Pools and VMs: what the tables of the arena describe, as they live in memory.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::codec::Codec;
+use crate::index::{Dense, Index, Sparse};
+use crate::lru::Lru;
+use crate::quota::Account;
+use crate::stats::{Counters, Latencies};
+
+/// A pool's number: its place in the arena's pool table.
+pub type PoolId = u16;
+/// A VM's number: its place in the arena's VM table.
+pub type VmId = u16;
+
+/// What a pool is. Fixed when it is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolSpec {
+    /// Pages stay until flushed (else they may vanish at any moment).
+    pub persistent: bool,
+    /// VMs that give the same uuid use the same pool.
+    pub shared: Option<[u8; 16]>,
+    /// `Some(n)`: a dense pool (swap) with indices `0..n` and one object; else sparse.
+    pub pages: Option<u32>,
+    /// How pages are compressed; may change later.
+    pub codec: Codec,
+}
+
+/// How much a pool holds now.
+#[derive(Default)]
+pub struct Holding {
+    /// Pages.
+    pub pages: AtomicU64,
+    /// Bytes of their compressed data.
+    pub compressed: AtomicU64,
+    /// Bytes of their slots: what is charged.
+    pub slots: AtomicU64,
+    /// Pages kept as one word.
+    pub same_filled: AtomicU64,
+    /// Pages kept as they are.
+    pub raw: AtomicU64,
+}
+
+/// A pool.
+pub struct Pool {
+    /// Its number.
+    pub id: PoolId,
+    /// What it is.
+    pub spec: PoolSpec,
+    /// The VMs that use it: one, unless it is shared.
+    pub members: Mutex<Vec<VmId>>,
+    /// Who pays for its pages. A shared pool pays for itself.
+    pub account: Arc<Account>,
+    pub(crate) index: Index,
+    codec: AtomicU8,
+    /// Something in the arena could not be read at recovery: a miss may be a lost page.
+    pub(crate) damaged: AtomicBool,
+    pub(crate) lru: Mutex<Lru>,
+    /// What it holds.
+    pub holding: Holding,
+    /// What happened.
+    pub counters: Counters,
+    /// How long it took.
+    pub latencies: Latencies,
+}
+
+impl Pool {
+    /// `None`: no address space for the index.
+    pub(crate) fn new(id: PoolId, spec: PoolSpec, members: Vec<VmId>, account: Arc<Account>) -> Option<Self> {
+        let index = match spec.pages {
+            Some(n) => Index::Dense(Dense::new(n)?),
+            None => Index::Sparse(Sparse::new()),
+        };
+        Some(Self {
+            id,
+            spec,
+            members: Mutex::new(members),
+            account,
+            index,
+            codec: AtomicU8::new(spec.codec as u8),
+            damaged: AtomicBool::new(false),
+            lru: Mutex::new(Lru::new()),
+            holding: Holding::default(),
+            counters: Counters::default(),
+            latencies: Latencies::default(),
+        })
+    }
+
+    /// How puts are compressed now.
+    #[inline]
+    pub fn codec(&self) -> Codec {
+        Codec::from_byte(self.codec.load(Ordering::Relaxed)).unwrap_or(Codec::None)
+    }
+
+    pub(crate) fn set_codec(&self, codec: Codec) {
+        self.codec.store(codec as u8, Ordering::Relaxed);
+    }
+
+    /// True if the arena could not be read whole at recovery.
+    pub fn damaged(&self) -> bool {
+        self.damaged.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of host memory the index holds.
+    pub fn index_bytes(&self) -> u64 {
+        self.index.bytes()
+    }
+
+    pub(crate) fn sparse(&self) -> bool {
+        self.spec.pages.is_none()
+    }
+}
+
+/// A VM as the store knows it.
+pub struct Vm {
+    /// Its number.
+    pub id: VmId,
+    /// Its name.
+    pub name: String,
+    /// What it may hold.
+    pub account: Arc<Account>,
+    /// Counters of its pools that are gone.
+    pub retired: Counters,
+}

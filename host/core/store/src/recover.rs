@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+//! From a mapped arena back to VMs, pools and an index.
+//!
+//! Each slot says whose page it is, so the index is rebuilt by reading all headers, and each page
+//! is checked against its checksum. What does not check is never served: its key answers *lost*
+//! until it is put or flushed, and as the header itself may be what broke, every persistent pool
+//! is marked *damaged*, where a miss may be a lost page and is answered as one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::alloc::RecoveredBlock;
+use crate::classes::CLASSES;
+use crate::error::{Result, StoreError};
+use crate::index::Stand;
+use crate::layout::{BLOCK_SHIFT, OS_PAGE, SlotHeader, seq_later};
+use crate::ops::{DENSE_OBJECT, forget_kind};
+use crate::pool::{Pool, Vm};
+use crate::quota::Account;
+use crate::stats::{Counters, bump};
+use crate::store::Inner;
+use crate::tables::{self, Place};
+
+/// What opening an arena found.
+#[derive(Debug, Clone, Default)]
+pub struct Recovery {
+    /// The arena was made just now.
+    pub fresh: bool,
+    /// Pages found and checked.
+    pub pages: u64,
+    /// Slots whose bytes do not check.
+    pub lost_pages: u64,
+    /// Blocks or slots that do not even say what they are.
+    pub unreadable: u64,
+    /// Slots that an interrupted put or destroy left over, now free.
+    pub leftovers: u64,
+    /// Table entries that do not check: a VM's or pool's creation that was cut short, or damage.
+    pub broken_entries: u64,
+    /// Seconds from open to ready.
+    pub seconds: f64,
+}
+
+/// Findings of one thread.
+#[derive(Default)]
+struct Found {
+    blocks: Vec<RecoveredBlock>,
+    losers: Vec<u64>,
+    pages: u64,
+    lost: u64,
+    unreadable: u64,
+    leftovers: u64,
+}
+
+pub(crate) fn recover(inner: &Inner) -> Result<Recovery> {
+    let broken_entries = read_tables(inner)?;
+    let next = AtomicU32::new(0);
+    let all = Mutex::new(Vec::new());
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(8);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                let mut found = Found::default();
+                let end = inner.arena.grown();
+                loop {
+                    let block = next.fetch_add(1, Ordering::Relaxed);
+                    if block >= end {
+                        break;
+                    }
+                    scan_block(inner, block, &mut found);
+                }
+                all.lock().push(found);
+            });
+        }
+    });
+    let mut r = Recovery { broken_entries, ..Recovery::default() };
+    let mut losers = Vec::new();
+    for found in all.into_inner() {
+        inner.alloc.adopt(found.blocks);
+        losers.extend(found.losers);
+        r.pages += found.pages;
+        r.lost_pages += found.lost;
+        r.unreadable += found.unreadable;
+        r.leftovers += found.leftovers;
+    }
+    r.pages -= losers.len() as u64;
+    r.leftovers += losers.len() as u64;
+    losers.into_iter().for_each(|slot| inner.alloc.free(slot));
+    for pool in inner.pools.read().values() {
+        let held = pool.holding.slots.load(Ordering::Relaxed);
+        pool.account.charge_recovered(&inner.budget, held);
+        if !pool.spec.persistent {
+            pool.account.ephemeral.fetch_add(held, Ordering::Relaxed);
+        }
+        let suspect = r.lost_pages + r.unreadable + r.broken_entries > 0;
+        if suspect && pool.spec.persistent && !pool.damaged() {
+            pool.damaged.store(true, Ordering::Relaxed);
+            inner.save_pool(pool);
+        }
+    }
+    Ok(r)
+}
+
+fn read_tables(inner: &Inner) -> Result<u64> {
+    let mut broken = 0;
+    for id in tables::vm_ids() {
+        match tables::read_vm(&inner.arena, id) {
+            Place::Free => {}
+            Place::Broken => broken += 1,
+            Place::Taken(r) => {
+                let account = Account::recovered(&inner.budget, r.reservation, r.cap, r.weight);
+                account.set_frozen(r.frozen);
+                let vm = Vm { id, name: r.name, account: Arc::new(account), retired: Counters::default() };
+                inner.vms.write().insert(id, Arc::new(vm));
+            }
+        }
+    }
+    for id in tables::pool_ids() {
+        let record = match tables::read_pool(&inner.arena, id) {
+            Place::Free => continue,
+            Place::Broken => {
+                broken += 1;
+                continue;
+            }
+            Place::Taken(r) => r,
+        };
+        let owner = record.members.first().and_then(|m| inner.vms.read().get(m).cloned());
+        if record.dying {
+            // Its slots are recognised as left over, because the pool is not in the map.
+            tables::clear_pool(&inner.arena, id);
+            continue;
+        }
+        let Some(owner) = owner else {
+            broken += 1;
+            continue;
+        };
+        let account = match record.spec.shared {
+            Some(_) => {
+                Arc::new(Account::recovered(&inner.budget, 0, crate::quota::NO_CAP, owner.account.weight()))
+            }
+            None => owner.account.clone(),
+        };
+        let pool = Pool::new(id, record.spec, record.members, account)
+            .ok_or_else(|| StoreError::NoSpace("no address space for a pool's index".into()))?;
+        pool.damaged.store(record.damaged, Ordering::Relaxed);
+        inner.pools.write().insert(id, Arc::new(pool));
+    }
+    Ok(broken)
+}
+
+fn scan_block(inner: &Inner, block: u32, found: &mut Found) {
+    let Some(entry) = inner.arena.block_entry(block) else {
+        found.unreadable += 1;
+        return;
+    };
+    let start = u64::from(block) << BLOCK_SHIFT;
+    let mut used = Vec::new();
+    if let Some(class) = entry.class {
+        if usize::from(class) >= CLASSES.count() {
+            found.unreadable += 1;
+            return;
+        }
+        if inner.arena.map_existing(block, entry.populated).is_err() {
+            found.unreadable += 1;
+            return;
+        }
+        let size = CLASSES.size(class);
+        let slots = (u64::from(entry.populated) * OS_PAGE / u64::from(size)) as u32;
+        for n in 0..slots {
+            let slot = start + u64::from(n * size);
+            if inner.arena.header_word(slot) != 0 && scan_slot(inner, slot, class, found) {
+                used.push(n);
+            }
+        }
+    } else if inner.arena.map_existing(block, entry.populated).is_err() {
+        found.unreadable += 1;
+        return;
+    }
+    found.blocks.push(RecoveredBlock { block, entry, used });
+}
+
+/// Looks at a slot that has a header. False: it is free now.
+fn scan_slot(inner: &Inner, slot: u64, class: u8, found: &mut Found) -> bool {
+    let header = inner
+        .arena
+        .header(slot)
+        .filter(|h| h.slot_len() <= CLASSES.size(class) as usize && CLASSES.of(h.slot_len()) == class);
+    let Some(header) = header else {
+        // Kept out of use, so that what is there can still be looked at.
+        found.unreadable += 1;
+        return true;
+    };
+    let object = header.sparse.then(|| inner.arena.object(slot));
+    // SAFETY: nothing else uses the arena yet; the length was checked against the class.
+    let data = unsafe { inner.arena.payload(slot, &header) };
+    let good = inner.arena.checksum(&header, object.as_ref(), data) == header.checksum;
+    let pool = inner.pools.read().get(&header.pool).cloned();
+    let Some(pool) = pool.filter(|p| p.sparse() == header.sparse) else {
+        if good {
+            // Of a pool that was being destroyed.
+            inner.arena.clear_header(slot);
+            found.leftovers += 1;
+            return false;
+        }
+        found.unreadable += 1;
+        return true;
+    };
+    let object = object.unwrap_or(DENSE_OBJECT);
+    let placed = pool.index.with(&object, header.index, |e| {
+        if let Stand::Page(other) | Stand::Lost(other) = e.stand {
+            // A put was cut short between its slot's header and clearing the old one's.
+            let other_header = inner.arena.header(other);
+            if other_header.is_some_and(|o| !seq_later(header.seq, o.seq)) {
+                inner.arena.clear_header(slot);
+                return false;
+            }
+            inner.arena.clear_header(other);
+            if e.node != crate::lru::NIL {
+                pool.lru.lock().remove(e.node);
+            }
+            if let Some(o) = other_header {
+                account(&pool, &o, false);
+            }
+            found.losers.push(other);
+            if matches!(e.stand, Stand::Lost(_)) {
+                found.pages += 1;
+            }
+        }
+        e.stand = if good { Stand::Page(slot) } else { Stand::Lost(slot) };
+        if !pool.spec.persistent {
+            let stamp = inner.stamp.fetch_add(1, Ordering::Relaxed);
+            e.node = pool.lru.lock().push(slot, stamp);
+        }
+        account(&pool, &header, true);
+        true
+    });
+    match placed {
+        Some(true) if good => found.pages += 1,
+        Some(true) => found.lost += 1,
+        Some(false) => {
+            found.leftovers += 1;
+            return false;
+        }
+        // An index beyond the pool: only damage writes that.
+        None => found.unreadable += 1,
+    }
+    true
+}
+
+/// Adds a slot to what its pool holds, or takes it away.
+fn account(pool: &Pool, header: &SlotHeader, add: bool) {
+    use crate::codec::Encoding;
+    let h = &pool.holding;
+    let size = u64::from(CLASSES.size(CLASSES.of(header.slot_len())));
+    if add {
+        bump(&h.pages);
+        h.slots.fetch_add(size, Ordering::Relaxed);
+        h.compressed.fetch_add(u64::from(header.len), Ordering::Relaxed);
+        match header.encoding {
+            Encoding::Same => bump(&h.same_filled),
+            Encoding::Raw => bump(&h.raw),
+            Encoding::Lz4 | Encoding::Zstd => {}
+        }
+    } else {
+        h.pages.fetch_sub(1, Ordering::Relaxed);
+        h.slots.fetch_sub(size, Ordering::Relaxed);
+        h.compressed.fetch_sub(u64::from(header.len), Ordering::Relaxed);
+        forget_kind(pool, header.encoding);
+    }
+}

@@ -1,0 +1,534 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The store: VMs, pools, and what may be set on them. Pages are in [`crate::ops`].
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use crate::alloc::Allocator;
+use crate::arena::Arena;
+use crate::classes::{CLASSES, MAX_SLOT};
+use crate::codec::Codec;
+use crate::error::{Result, StoreError};
+use crate::layout::{BLOCK_SIZE, HEADER};
+use crate::ops::Handle;
+use crate::pool::{Pool, PoolId, PoolSpec, Vm, VmId};
+use crate::quota::{Account, Budget, NO_CAP};
+use crate::recover::{self, Recovery};
+use crate::stats;
+use crate::tables::{self, MEMBERS_MAX, PoolRecord, VmRecord};
+
+/// How a store is opened.
+#[derive(Debug, Clone, Copy)]
+pub struct StoreOptions {
+    /// Bytes of slots that all VMs together may hold.
+    pub limit: u64,
+    /// Take a truncated arena as it is: its pages in the missing part are lost.
+    pub accept_loss: bool,
+    /// Run a thread that punches empty blocks and compacts sparse ones.
+    pub maintenance: bool,
+}
+
+/// Quota of a VM, bytes of slots. `None` leaves as it is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct QuotaChange {
+    /// Promised: a put below it never fails for room.
+    pub reservation: Option<u64>,
+    /// Never exceeded; [`NO_CAP`] for none.
+    pub cap: Option<u64>,
+    /// Share of ephemeral memory.
+    pub weight: Option<u32>,
+}
+
+/// Memory of the whole store, in bytes but for `pages`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Totals {
+    /// What VMs may hold.
+    pub limit: u64,
+    /// What no VM was granted.
+    pub free: i64,
+    /// Memory behind blocks, by our count.
+    pub arena: u64,
+    /// Memory the file system holds for the arena, tables included: the kernel's count.
+    pub file: u64,
+    /// Memory of all indices.
+    pub index: u64,
+    /// Slots in use.
+    pub slots: u64,
+    /// Compressed data in them.
+    pub compressed: u64,
+    /// Pages.
+    pub pages: u64,
+    /// Promised.
+    pub reserved: u64,
+    /// Bytes the file system could still give.
+    pub available: u64,
+}
+
+pub(crate) struct Inner {
+    pub arena: Arc<Arena>,
+    pub alloc: Allocator,
+    pub budget: Budget,
+    pub vms: RwLock<HashMap<VmId, Arc<Vm>>>,
+    pub pools: RwLock<HashMap<PoolId, Arc<Pool>>>,
+    /// Serialises changes of the tables.
+    tables: Mutex<()>,
+    /// One upkeep at a time.
+    upkeep: Mutex<()>,
+    pub stamp: AtomicU64,
+    recovery: Recovery,
+    stop: Mutex<bool>,
+    wake: Condvar,
+}
+
+/// A transcendent memory store over one arena. Dropping it stops its thread and unmaps the arena;
+/// the pages stay in the file.
+pub struct Store {
+    pub(crate) inner: Arc<Inner>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Bytes a slot of a dense pool can need at worst: what a reservation for `pages` must count.
+pub fn worst_case_bytes(pages: u64) -> u64 {
+    pages * u64::from(CLASSES.size(CLASSES.of(HEADER + crate::codec::PAGE_SIZE)))
+}
+
+impl Store {
+    /// Opens the arena at `path`, or makes it; with pages in it, rebuilds the index.
+    ///
+    /// # Errors
+    /// [`StoreError`] with nothing changed: not an arena, truncated, in use, no room, no permission.
+    pub fn open(path: &Path, options: StoreOptions) -> Result<Self> {
+        if options.limit < BLOCK_SIZE {
+            return Err(StoreError::Invalid(format!(
+                "a limit of {} bytes is below one block of {BLOCK_SIZE}",
+                options.limit
+            )));
+        }
+        stats::calibrate();
+        // Address space for twice the limit and a block of each class in each shard: what is
+        // held is bounded by the quota, not by where in the file it lies.
+        let spare = 16 * CLASSES.count() as u64;
+        let arena =
+            Arc::new(Arena::open(path, options.limit.div_ceil(BLOCK_SIZE) * 2 + spare, options.accept_loss)?);
+        let started = Instant::now();
+        let alloc = Allocator::new(arena.clone());
+        let mut inner = Inner {
+            alloc,
+            budget: Budget::new(options.limit),
+            vms: RwLock::default(),
+            pools: RwLock::default(),
+            tables: Mutex::new(()),
+            upkeep: Mutex::new(()),
+            stamp: AtomicU64::new(0),
+            recovery: Recovery { fresh: arena.fresh(), ..Recovery::default() },
+            stop: Mutex::new(false),
+            wake: Condvar::new(),
+            arena,
+        };
+        if !inner.arena.fresh() {
+            inner.recovery = recover::recover(&inner)?;
+            inner.recovery.seconds = started.elapsed().as_secs_f64();
+        }
+        let inner = Arc::new(inner);
+        let thread = options
+            .maintenance
+            .then(|| {
+                let inner = inner.clone();
+                std::thread::Builder::new()
+                    .name("tmem-upkeep".into())
+                    .spawn(move || inner.upkeep_loop())
+                    .map_err(StoreError::io("cannot start the upkeep thread"))
+            })
+            .transpose()?;
+        Ok(Self { inner, thread })
+    }
+
+    /// What opening found.
+    pub fn recovery(&self) -> &Recovery {
+        &self.inner.recovery
+    }
+
+    /// The arena's identity: a new file has a new one.
+    pub fn uuid(&self) -> [u8; 16] {
+        self.inner.arena.uuid()
+    }
+
+    /// The arena's file.
+    pub fn path(&self) -> &Path {
+        self.inner.arena.path()
+    }
+
+    /// Makes a VM.
+    ///
+    /// # Errors
+    /// The name is taken or not 1 to 63 bytes; the limit or the file system cannot hold the
+    /// reservation.
+    pub fn vm_create(&self, name: &str, reservation: u64, cap: u64, weight: u32) -> Result<VmId> {
+        let inner = &self.inner;
+        let _guard = inner.tables.lock();
+        if inner.vms.read().values().any(|v| v.name == name) {
+            return Err(StoreError::Exists(format!("a VM named {name} exists already")));
+        }
+        check_quota(reservation, cap, weight)?;
+        inner.check_room(reservation)?;
+        let vms = inner.vms.read();
+        let id = tables::vm_ids()
+            .find(|&id| {
+                !vms.contains_key(&id) && matches!(tables::read_vm(&inner.arena, id), tables::Place::Free)
+            })
+            .ok_or_else(|| StoreError::NoSpace("the arena's VM table is full".into()))?;
+        drop(vms);
+        let account = Account::new(&inner.budget, reservation, cap, weight)
+            .ok_or_else(|| inner.no_reservation(reservation))?;
+        let record = VmRecord { name: name.into(), reservation, cap, weight, frozen: false };
+        if let Err(e) = tables::write_vm(&inner.arena, id, &record) {
+            account.close(&inner.budget);
+            return Err(e);
+        }
+        let vm =
+            Vm { id, name: name.into(), account: Arc::new(account), retired: stats::Counters::default() };
+        inner.vms.write().insert(id, Arc::new(vm));
+        Ok(id)
+    }
+
+    /// The VM of that name.
+    ///
+    /// # Errors
+    /// No such VM.
+    pub fn vm(&self, name: &str) -> Result<Arc<Vm>> {
+        let vms = self.inner.vms.read();
+        vms.values()
+            .find(|v| v.name == name)
+            .cloned()
+            .ok_or_else(|| StoreError::NotFound(format!("no VM is named {name}")))
+    }
+
+    /// All VMs, by number.
+    pub fn vms(&self) -> Vec<Arc<Vm>> {
+        let mut all: Vec<_> = self.inner.vms.read().values().cloned().collect();
+        all.sort_by_key(|v| v.id);
+        all
+    }
+
+    /// All pools, by number.
+    pub fn pools(&self) -> Vec<Arc<Pool>> {
+        let mut all: Vec<_> = self.inner.pools.read().values().cloned().collect();
+        all.sort_by_key(|p| p.id);
+        all
+    }
+
+    /// Changes a VM's quota.
+    ///
+    /// # Errors
+    /// No such VM, values out of range, or no room for the reservation; then nothing changed.
+    pub fn vm_set(&self, name: &str, change: QuotaChange) -> Result<()> {
+        let inner = &self.inner;
+        let vm = self.vm(name)?;
+        let _guard = inner.tables.lock();
+        let account = &vm.account;
+        let reservation = change.reservation.unwrap_or(account.reservation());
+        let cap = change.cap.unwrap_or(account.cap());
+        let weight = change.weight.unwrap_or(account.weight());
+        check_quota(reservation, cap, weight)?;
+        if reservation > account.reservation() {
+            inner.check_room(reservation - account.reservation())?;
+        }
+        if !account.set_reservation(&inner.budget, reservation) {
+            return Err(inner.no_reservation(reservation));
+        }
+        account.set_cap(cap);
+        account.set_weight(weight);
+        inner.save_vm(&vm);
+        Ok(())
+    }
+
+    /// Freezes (puts are refused, flushes obeyed) or thaws a VM.
+    ///
+    /// # Errors
+    /// No such VM.
+    pub fn vm_freeze(&self, name: &str, frozen: bool) -> Result<()> {
+        let vm = self.vm(name)?;
+        let _guard = self.inner.tables.lock();
+        vm.account.set_frozen(frozen);
+        self.inner.save_vm(&vm);
+        Ok(())
+    }
+
+    /// Forgets a VM: its private pools are destroyed, it leaves its shared ones.
+    ///
+    /// # Errors
+    /// No such VM.
+    pub fn vm_remove(&self, name: &str) -> Result<()> {
+        let vm = self.vm(name)?;
+        for pool in self.pools() {
+            if pool.members.lock().contains(&vm.id) {
+                self.pool_destroy(vm.id, pool.id)?;
+            }
+        }
+        let _guard = self.inner.tables.lock();
+        self.inner.vms.write().remove(&vm.id);
+        tables::clear_vm(&self.inner.arena, vm.id);
+        vm.account.close(&self.inner.budget);
+        Ok(())
+    }
+
+    /// Makes a pool for a VM, or joins it to the shared one of that uuid.
+    ///
+    /// # Errors
+    /// No such VM; a shared pool of that uuid differs or is full; the tables are full.
+    pub fn pool_create(&self, vm: VmId, spec: PoolSpec) -> Result<PoolId> {
+        let inner = &self.inner;
+        if spec.pages.is_some() && (!spec.persistent || spec.shared.is_some()) {
+            return Err(StoreError::Invalid("a dense pool is a swap disk: persistent and private".into()));
+        }
+        if spec.pages == Some(0) {
+            return Err(StoreError::Invalid("a dense pool has at least one page".into()));
+        }
+        let _guard = inner.tables.lock();
+        let vms = inner.vms.read();
+        let owner = vms.get(&vm).ok_or_else(|| StoreError::NotFound(format!("no VM has number {vm}")))?;
+        if let Some(uuid) = spec.shared
+            && let Some(pool) = inner.pools.read().values().find(|p| p.spec.shared == Some(uuid))
+        {
+            return inner.join(vm, pool, spec);
+        }
+        let account = if spec.shared.is_some() {
+            Arc::new(
+                Account::new(&inner.budget, 0, NO_CAP, owner.account.weight())
+                    .ok_or_else(|| inner.no_reservation(0))?,
+            )
+        } else {
+            owner.account.clone()
+        };
+        drop(vms);
+        let mut pools = inner.pools.write();
+        let id = tables::pool_ids()
+            .find(|&id| {
+                !pools.contains_key(&id) && matches!(tables::read_pool(&inner.arena, id), tables::Place::Free)
+            })
+            .ok_or_else(|| StoreError::NoSpace("the arena's pool table is full".into()))?;
+        let pool = Pool::new(id, spec, vec![vm], account)
+            .ok_or_else(|| StoreError::NoSpace("no address space for the pool's index".into()))?;
+        let record = PoolRecord { spec, members: vec![vm], damaged: false, dying: false };
+        tables::write_pool(&inner.arena, id, &record)?;
+        pools.insert(id, Arc::new(pool));
+        Ok(id)
+    }
+
+    /// The pool of that number.
+    ///
+    /// # Errors
+    /// No such pool.
+    pub fn pool(&self, id: PoolId) -> Result<Arc<Pool>> {
+        self.inner
+            .pools
+            .read()
+            .get(&id)
+            .cloned()
+            .ok_or_else(|| StoreError::NotFound(format!("no pool has number {id}")))
+    }
+
+    /// A VM's way to the pages of a pool.
+    ///
+    /// # Errors
+    /// No such pool, or the VM is not one of its members.
+    pub fn handle(&self, vm: VmId, pool: PoolId) -> Result<Handle> {
+        let pool = self.pool(pool)?;
+        if !pool.members.lock().contains(&vm) {
+            return Err(StoreError::NotFound(format!("pool {} is not of VM {vm}", pool.id)));
+        }
+        let vm = self
+            .inner
+            .vms
+            .read()
+            .get(&vm)
+            .cloned()
+            .ok_or_else(|| StoreError::NotFound(format!("no VM has number {vm}")))?;
+        Ok(Handle { inner: self.inner.clone(), vm, pool })
+    }
+
+    /// Sets how puts into a pool are compressed from now on.
+    ///
+    /// # Errors
+    /// No such pool.
+    pub fn pool_set_codec(&self, id: PoolId, codec: Codec) -> Result<()> {
+        let pool = self.pool(id)?;
+        let _guard = self.inner.tables.lock();
+        pool.set_codec(codec);
+        self.inner.save_pool(&pool);
+        Ok(())
+    }
+
+    /// Destroys a pool with its pages; from a shared pool the VM leaves, and the last takes it along.
+    ///
+    /// # Errors
+    /// No such pool, or the VM is not one of its members.
+    pub fn pool_destroy(&self, vm: VmId, id: PoolId) -> Result<()> {
+        let inner = &self.inner;
+        let pool = self.pool(id)?;
+        let _guard = inner.tables.lock();
+        let last = {
+            let mut members = pool.members.lock();
+            let Some(at) = members.iter().position(|&m| m == vm) else {
+                return Err(StoreError::NotFound(format!("pool {id} is not of VM {vm}")));
+            };
+            members.remove(at);
+            members.is_empty()
+        };
+        if !last {
+            inner.save_pool(&pool);
+            return Ok(());
+        }
+        // From here on the pool is gone, also if this process dies before the last page is.
+        tables::mark_dying(&inner.arena, id);
+        inner.pools.write().remove(&id);
+        inner.drain(&pool, None, true);
+        tables::clear_pool(&inner.arena, id);
+        if pool.spec.shared.is_some() {
+            pool.account.close(&inner.budget);
+        } else if let Some(vm) = inner.vms.read().get(&vm) {
+            vm.retired.add(&pool.counters);
+        }
+        Ok(())
+    }
+
+    /// Memory of the whole store.
+    pub fn totals(&self) -> Totals {
+        let inner = &self.inner;
+        let mut t = Totals {
+            limit: inner.budget.limit(),
+            free: inner.budget.free(),
+            arena: inner.arena.populated_bytes(),
+            file: inner.arena.file_bytes(),
+            available: inner.arena.available_bytes(),
+            ..Totals::default()
+        };
+        for pool in inner.pools.read().values() {
+            t.index += pool.index_bytes();
+            t.slots += pool.holding.slots.load(Ordering::Relaxed);
+            t.compressed += pool.holding.compressed.load(Ordering::Relaxed);
+            t.pages += pool.holding.pages.load(Ordering::Relaxed);
+        }
+        t.reserved = inner.vms.read().values().map(|v| v.account.reservation()).sum();
+        t
+    }
+
+    /// Punches empty blocks and compacts sparse ones, now. Bytes given back to the host.
+    pub fn maintain(&self) -> u64 {
+        self.inner.tidy(0)
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        *self.inner.stop.lock() = true;
+        self.inner.wake.notify_all();
+        if let Some(thread) = self.thread.take() {
+            // A panic of the upkeep thread was reported when it happened; nothing to add here.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn check_quota(reservation: u64, cap: u64, weight: u32) -> Result<()> {
+    if reservation > cap {
+        return Err(StoreError::Invalid(format!(
+            "a reservation of {reservation} bytes is above the cap of {cap}"
+        )));
+    }
+    if weight == 0 || weight > 1_000_000 {
+        return Err(StoreError::Invalid(format!("a weight is 1 to 1000000, not {weight}")));
+    }
+    if cap < MAX_SLOT as u64 {
+        return Err(StoreError::Invalid(format!("a cap of {cap} bytes holds no page")));
+    }
+    Ok(())
+}
+
+impl Inner {
+    fn check_room(&self, reservation: u64) -> Result<()> {
+        let free = self.arena.available_bytes();
+        if reservation > free {
+            return Err(StoreError::NoSpace(format!(
+                "a reservation of {reservation} bytes is more than the {free} bytes free where \
+                 arena {} lies",
+                self.arena.path().display()
+            )));
+        }
+        Ok(())
+    }
+
+    fn no_reservation(&self, bytes: u64) -> StoreError {
+        StoreError::NoSpace(format!(
+            "a reservation of {bytes} bytes does not fit: {} of the limit of {} bytes are free",
+            self.budget.free().max(0),
+            self.budget.limit()
+        ))
+    }
+
+    fn save_vm(&self, vm: &Vm) {
+        let a = &vm.account;
+        let record = VmRecord {
+            name: vm.name.clone(),
+            reservation: a.reservation(),
+            cap: a.cap(),
+            weight: a.weight(),
+            frozen: a.frozen(),
+        };
+        tables::update_vm(&self.arena, vm.id, &record);
+    }
+
+    pub fn save_pool(&self, pool: &Pool) {
+        let record = PoolRecord {
+            spec: PoolSpec { codec: pool.codec(), ..pool.spec },
+            members: pool.members.lock().clone(),
+            damaged: pool.damaged(),
+            dying: false,
+        };
+        tables::update_pool(&self.arena, pool.id, &record);
+    }
+
+    fn join(&self, vm: VmId, pool: &Arc<Pool>, spec: PoolSpec) -> Result<PoolId> {
+        if pool.spec.persistent != spec.persistent {
+            return Err(StoreError::Invalid("the shared pool of that uuid is not of that kind".into()));
+        }
+        let mut members = pool.members.lock();
+        if !members.contains(&vm) {
+            if members.len() >= MEMBERS_MAX {
+                return Err(StoreError::NoSpace(format!("a shared pool has at most {MEMBERS_MAX} members")));
+            }
+            members.push(vm);
+        }
+        drop(members);
+        self.save_pool(pool);
+        Ok(pool.id)
+    }
+
+    fn upkeep_loop(&self) {
+        let mut stop = self.stop.lock();
+        while !*stop {
+            self.wake.wait_for(&mut stop, Duration::from_millis(200));
+            if *stop {
+                return;
+            }
+            drop(stop);
+            // Half of what is warm goes each time: memory returns within a second of the last
+            // flush, and a swap storm that reuses blocks does not pay for punching them.
+            self.tidy(self.alloc.warm_blocks() / 2);
+            stop = self.stop.lock();
+        }
+    }
+
+    /// Compacts, then punches empty blocks down to `keep`.
+    fn tidy(&self, keep: usize) -> u64 {
+        let _one = self.upkeep.lock();
+        self.compact();
+        self.alloc.trim(keep)
+    }
+}

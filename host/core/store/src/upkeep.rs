@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Making room: eviction of ephemeral pages, and compaction of blocks that hold little.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::classes::CLASSES;
+use crate::index::{Entry, Stand};
+use crate::layout::{SlotHeader, next_seq};
+use crate::lru::NIL;
+use crate::ops::DENSE_OBJECT;
+use crate::pool::Pool;
+use crate::quota::Account;
+use crate::stats::bump;
+use crate::store::Inner;
+
+/// Pages evicted at most for one put, as Xen's "relinquish" does.
+const EVICT_BATCH: u32 = 10;
+/// Candidates looked at for one eviction, should others take them first.
+const EVICT_SEARCH: u32 = 64;
+/// Compaction starts in a class when more than 1/8 of its memory is in free slots.
+const SPARE: u64 = 8;
+/// Blocks compacted in one go.
+const COMPACT_BATCH: u32 = 64;
+
+impl Inner {
+    /// Makes room for a put of `bytes`: first grants that are not used, then ephemeral pages of
+    /// VMs over their weight's share, oldest first. False: there is nothing left to take.
+    /// No lock of a key is held.
+    #[cold]
+    pub fn make_room(&self, bytes: u64) -> bool {
+        let before = self.budget.free();
+        for account in self.accounts() {
+            account.settle(&self.budget, 0);
+        }
+        if self.budget.free() > before && self.budget.free() >= bytes as i64 {
+            return true;
+        }
+        let mut evicted = false;
+        for _ in 0..EVICT_BATCH {
+            let Some(account) = self.evict_one() else { break };
+            evicted = true;
+            account.settle(&self.budget, 0);
+            if self.budget.free() >= bytes as i64 {
+                break;
+            }
+        }
+        evicted
+    }
+
+    fn accounts(&self) -> Vec<Arc<Account>> {
+        let mut all: Vec<_> = self.vms.read().values().map(|v| v.account.clone()).collect();
+        let pools = self.pools.read();
+        all.extend(pools.values().filter(|p| p.spec.shared.is_some()).map(|p| p.account.clone()));
+        all
+    }
+
+    /// Evicts the oldest ephemeral page of the account that is furthest over its share.
+    fn evict_one(&self) -> Option<Arc<Account>> {
+        let pools: Vec<_> = self.pools.read().values().filter(|p| !p.spec.persistent).cloned().collect();
+        // eph_i / w_i orders accounts as Xen's eph_i / sum(eph) > w_i / sum(w) does.
+        let over = |p: &Arc<Pool>| {
+            let held = p.account.ephemeral.load(Ordering::Relaxed);
+            held as f64 / f64::from(p.account.weight())
+        };
+        for _ in 0..EVICT_SEARCH {
+            let victim = pools
+                .iter()
+                .filter_map(|p| p.lru.lock().oldest().map(|(_, _, stamp)| (p, stamp)))
+                .max_by(|(a, sa), (b, sb)| over(a).total_cmp(&over(b)).then(sb.cmp(sa)))
+                .map(|(p, _)| p)?;
+            // The slot is read under the list's lock: a page leaves the list before its slot is
+            // freed, so what is on the list has a valid slot.
+            let (node, object, index) = {
+                let mut lru = victim.lru.lock();
+                let Some((node, slot, _)) = lru.oldest() else { continue };
+                let Some(header) = self.arena.header(slot) else {
+                    // Memory went bad: it cannot be found under its key, so look at the others.
+                    lru.refresh(node, self.stamp.fetch_add(1, Ordering::Relaxed));
+                    continue;
+                };
+                (node, self.arena.object(slot), header.index)
+            };
+            let gone = victim
+                .index
+                .with(&object, index, |e| e.node == node && self.remove(victim, e))
+                .unwrap_or(false);
+            if gone {
+                bump(&victim.counters.evicted);
+                return Some(victim.account.clone());
+            }
+            // Somebody else took it meanwhile; that is progress too.
+        }
+        None
+    }
+
+    /// Moves pages out of blocks that hold little, so that the blocks become free.
+    pub fn compact(&self) {
+        for _ in 0..COMPACT_BATCH {
+            let Some(block) = self.alloc.close_sparsest(SPARE) else { return };
+            let moved = self.alloc.used_slots(block).into_iter().all(|slot| self.relocate(slot));
+            if !moved {
+                self.alloc.reopen(block);
+                return;
+            }
+        }
+    }
+
+    /// Moves one page to another slot. False: no room for it.
+    fn relocate(&self, slot: u64) -> bool {
+        let Some(header) = self.arena.header(slot) else {
+            // Free by now, or being written: not ours to move.
+            return true;
+        };
+        let Some(pool) = self.pools.read().get(&header.pool).cloned() else { return true };
+        if header.sparse != pool.sparse() {
+            return true;
+        }
+        let object = if header.sparse { self.arena.object(slot) } else { DENSE_OBJECT };
+        pool.index.with(&object, header.index, |e| self.relocate_locked(&pool, e, slot)).unwrap_or(true)
+    }
+
+    fn relocate_locked(&self, pool: &Pool, e: &mut Entry, slot: u64) -> bool {
+        if e.stand != Stand::Page(slot) {
+            return true;
+        }
+        // Read again under the lock: the slot may have been reused since.
+        let Some(header) = self.arena.header(slot) else { return true };
+        if header.slot_len() > self.alloc.slot_size(slot) as usize {
+            return true;
+        }
+        let object = header.sparse.then(|| self.arena.object(slot));
+        // SAFETY: the entry is locked and says this slot is its page; the length was checked.
+        let data = unsafe { self.arena.payload(slot, &header) };
+        if self.arena.checksum(&header, object.as_ref(), data) != header.checksum {
+            // Moving would give wrong bytes a right checksum.
+            e.stand = Stand::Lost(slot);
+            return true;
+        }
+        let Some(to) = self.alloc.alloc(CLASSES.of(header.slot_len())) else { return false };
+        let moved = SlotHeader { seq: next_seq(header.seq), ..header };
+        // SAFETY: a fresh slot of the same class.
+        unsafe { self.arena.write_slot(to, moved, object.as_ref(), data.as_ptr()) };
+        self.arena.clear_header(slot);
+        self.alloc.free(slot);
+        e.stand = Stand::Page(to);
+        if e.node != NIL {
+            pool.lru.lock().moved(e.node, to);
+        }
+        bump(&pool.counters.moved);
+        true
+    }
+}
