@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The direct driver: QEMU as a child of this process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
+from qemu.qmp import QMPClient, QMPError
+
+from tmem_host.config import SOCKET_PATH_MAX
+from tmem_host.errors import Conflict, Denied, InvalidInput, NoSpace, NotFound, Unavailable, VmFailed
+from tmem_host.vm import process, qemu
+from tmem_host.vm.accel import Accelerator, find_accelerator
+from tmem_host.vm.base import Vm, VmState
+from tmem_host.vm.guest_client import GuestClient, GuestError
+from tmem_host.vm.spec import FileDisk, VhostUserBlk, VmSpec
+
+#: Seconds until QEMU listens on its sockets, and until the agent answers (TCG on a busy machine takes 5 to 15).
+START_DEADLINE: Final = 20.0
+BOOT_DEADLINE: Final = 120.0
+STOP_DEADLINE: Final = 10.0
+
+
+class DirectVm(Vm):
+    """One QEMU. Whatever happens to this process, it does not outlive it."""
+
+    def __init__(self, spec: VmSpec, *, boot_deadline: float = BOOT_DEADLINE) -> None:
+        self.spec = spec
+        self._log = logging.getLogger(f"{__name__}.{spec.name}")
+        self._state = VmState.CREATED
+        self._boot_deadline = boot_deadline
+        self._child: asyncio.subprocess.Process | None = None
+        self._runtime: Path | None = None
+        self._workdir = spec.workdir
+        self._accelerator: Accelerator | None = None
+        self._qmp: QMPClient | None = None
+        self._agent = GuestClient(spec.name)
+        #: Seconds from the start of QEMU to the agent's first answer.
+        self.boot_seconds = 0.0
+
+    @property
+    def state(self) -> VmState:
+        if self._state is VmState.RUNNING and self._child is not None and self._child.returncode is not None:
+            self._state = VmState.FAILED
+        return self._state
+
+    @property
+    def agent(self) -> GuestClient:
+        if self._state is not VmState.RUNNING:
+            raise Conflict(f"{self.spec.name} is {self._state.value}", "start it first")
+        return self._agent
+
+    @property
+    def qmp(self) -> QMPClient:
+        """QEMU's monitor. Raises Conflict unless RUNNING."""
+        if self._qmp is None:
+            raise Conflict(f"{self.spec.name} is {self._state.value}", "start it first")
+        return self._qmp
+
+    @property
+    def accelerator(self) -> Accelerator:
+        if self._accelerator is None:
+            raise Conflict(f"{self.spec.name} has not been started", "start it first")
+        return self._accelerator
+
+    @property
+    def pid(self) -> int:
+        if self._child is None:
+            raise Conflict(f"{self.spec.name} has not been started", "start it first")
+        return self._child.pid
+
+    @property
+    def workdir(self) -> Path:
+        if self._workdir is None:
+            raise Conflict(f"{self.spec.name} has no folder now", "give the spec a workdir to keep its logs")
+        return self._workdir
+
+    @property
+    def console_log(self) -> Path:
+        return self.workdir / "console.log"
+
+    @property
+    def qemu_log(self) -> Path:
+        return self.workdir / "qemu.log"
+
+    async def start(self) -> None:
+        if self._state is not VmState.CREATED:
+            raise Conflict(f"{self.spec.name} is {self._state.value}", "a VM object is started once")
+        check_host(self.spec)
+        path = process.find_qemu(self.spec.qemu_path)
+        version, _text = process.qemu_version(path)
+        self._accelerator = await find_accelerator(path, self.spec.kernel, wanted=self.spec.accel)
+        self._state = VmState.STARTING
+        try:
+            self._make_folders()
+            await self._launch(path, version)
+        except BaseException:
+            await self.kill()
+            self._state = VmState.FAILED
+            raise
+        self._state = VmState.RUNNING
+
+    def _make_folders(self) -> None:
+        # Short and private: sockets have 107 bytes for their path, and whoever opens them rules the VM.
+        self._runtime = Path(tempfile.mkdtemp(prefix="tmem-vm-"))
+        if self._workdir is None:
+            self._workdir = self._runtime
+        self._workdir.mkdir(parents=True, exist_ok=True)
+        for log in (self.console_log, self.qemu_log):
+            log.unlink(missing_ok=True)
+
+    async def _launch(self, path: str, version: qemu.Version) -> None:
+        assert self._runtime is not None  # made just before
+        run = qemu.Runtime(self._runtime, self.console_log)
+        argv = [path, *qemu.argv(self.spec, run, version, self.accelerator.name)[1:]]
+        (self.workdir / "argv.txt").write_text(shlex.join(argv) + "\n")
+        began = time.monotonic()
+        self._child = await process.spawn(argv, log=self.qemu_log)
+        self._qmp = QMPClient(self.spec.name)
+        self._qmp.logger = self._log
+        await self._connect(lambda: self._connect_qmp(run.qmp))
+        await self._connect(lambda: self._agent.connect(run.agent))
+        await self._unless_ended(self._agent.hello(self._boot_deadline))
+        self.boot_seconds = time.monotonic() - began
+
+    async def _connect_qmp(self, path: Path) -> None:
+        assert self._qmp is not None  # made in _launch
+        # QMPClient logs an attempt on a socket that is not there yet as an error: look first.
+        if not path.is_socket():
+            raise FileNotFoundError(path)
+        await self._qmp.connect(str(path))
+
+    async def _connect(self, attempt: Callable[[], Awaitable[None]]) -> None:
+        """Tries until QEMU listens, has ended, or the deadline has passed."""
+        deadline = time.monotonic() + START_DEADLINE
+        while True:
+            try:
+                await attempt()
+                return
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise VmFailed(
+                        f"{self.spec.name}: QEMU does not listen after {START_DEADLINE:g} s", f"see {self.qemu_log}"
+                    ) from None
+            self._check_alive()
+            await asyncio.sleep(0.01)
+
+    async def _unless_ended(self, waiting: Awaitable[object]) -> None:
+        """Waits, but no longer than QEMU runs."""
+        assert self._child is not None  # spawned in _launch
+        task = asyncio.ensure_future(waiting)
+        ended = asyncio.ensure_future(self._child.wait())
+        try:
+            await asyncio.wait((task, ended), return_when=asyncio.FIRST_COMPLETED)
+            if ended.done() and not task.done():
+                self._check_alive()
+            try:
+                await task
+            except GuestError as error:
+                # QEMU's own last words say more than the closed channel, if it is about to end.
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(asyncio.shield(ended), 1.0)
+                self._check_alive()
+                raise VmFailed(f"{error.message}; the console ends: {process.last_line(self.console_log)}") from error
+        finally:
+            task.cancel()
+            ended.cancel()
+            await asyncio.gather(task, ended, return_exceptions=True)
+
+    def _check_alive(self) -> None:
+        if self._child is not None and self._child.returncode is not None:
+            words = process.last_line(self.qemu_log) or f"the console ends: {process.last_line(self.console_log)}"
+            raise VmFailed(
+                f"{self.spec.name}: QEMU ended with status {self._child.returncode}: {words}",
+                f"see {self.console_log} and {self.qemu_log}" if self.spec.workdir else "",
+            )
+
+    async def stop(self) -> None:
+        failed = self.state is VmState.FAILED
+        try:
+            if self._state is VmState.RUNNING and self._child is not None:
+                await self._agent.shutdown(STOP_DEADLINE)
+                await asyncio.wait_for(asyncio.shield(self._child.wait()), STOP_DEADLINE)
+        except (GuestError, TimeoutError) as error:
+            self._log.warning("the guest did not power off, killing it: %s", error)
+        finally:
+            await self.kill()
+            self._state = VmState.FAILED if failed else VmState.STOPPED
+
+    async def kill(self) -> None:
+        if self._child is not None:
+            await process.kill(self._child)
+        await self._agent.close()
+        if self._qmp is not None:
+            # What it raises is the end of the QEMU that we have just ended.
+            with contextlib.suppress(QMPError, EOFError, OSError):
+                await self._qmp.disconnect()
+            self._qmp = None
+        if self._runtime is not None:
+            shutil.rmtree(self._runtime, ignore_errors=True)
+            if self._workdir == self._runtime:
+                self._workdir = None
+            self._runtime = None
+        if self._state is VmState.RUNNING:
+            self._state = VmState.STOPPED
+
+    def save_evidence(self, folder: Path) -> None:
+        if self._workdir is None or not self._workdir.is_dir():
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("console.log", "qemu.log", "argv.txt"):
+            if (self._workdir / name).is_file():
+                shutil.copy(self._workdir / name, folder / f"{self.spec.name}-{name}")
+
+
+def check_host(spec: VmSpec) -> None:
+    """Finds in the files that a spec names what would make QEMU fail. Raises a TmemError that says what to do."""
+    qemu.check(spec)
+    images = [spec.kernel.vmlinuz, spec.kernel.initramfs, *([spec.kernel.rootdisk] if spec.kernel.rootdisk else [])]
+    for image in images:
+        if not image.is_file():
+            raise NotFound(f"there is no {image}", "run 'make guests'")
+    for disk in spec.disks:
+        if isinstance(disk, FileDisk):
+            _check_file(disk)
+        elif isinstance(disk, VhostUserBlk):
+            if len(os.fsencode(disk.socket)) > SOCKET_PATH_MAX:
+                raise InvalidInput(f"the path {disk.socket} is too long for a socket", "use a shorter state folder")
+            if not disk.socket.is_socket():
+                raise NotFound(f"nothing serves {disk.socket}", "is 'tmem serve' running?")
+
+
+def _check_file(disk: FileDisk) -> None:
+    try:
+        size = (
+            disk.path.stat().st_size if disk.path.is_file() else os.lseek(fd := os.open(disk.path, os.O_RDONLY), 0, 2)
+        )
+        if not disk.path.is_file():
+            os.close(fd)
+    except FileNotFoundError as error:
+        raise NotFound(f"there is no {disk.path}", "make the file first, for example with truncate") from error
+    except PermissionError as error:
+        raise Denied(f"no permission on {disk.path}", "give this user the right to read and write it") from error
+    if size < (disk.size or 512):
+        raise NoSpace(f"{disk.path} has {size} bytes, {disk.size or 512} are needed", "make it larger with truncate")
+    if disk.cache == "none":
+        try:
+            os.close(os.open(disk.path, os.O_RDONLY | os.O_DIRECT))
+        except OSError as error:
+            raise Unavailable(
+                f"{disk.path} cannot be opened with cache=none: {error.strerror}",
+                "its file system has no direct I/O: put it on a disk",
+            ) from error

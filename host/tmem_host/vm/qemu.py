@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""QEMU's command line: a pure function of the spec, so that it can be read and tested without starting anything."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tmem_host.errors import InvalidInput, Unavailable
+from tmem_host.vm.spec import SERIAL_MAX, FileDisk, NullDisk, VhostUserBlk, VmSpec
+
+AGENT_PORT: Final = "org.kvm-tmem.agent.0"
+ROOT_SERIAL: Final = "tmem-root"
+#: `reconnect` (seconds) became `reconnect-ms`, and was then removed (QEMU's docs/about/deprecated.rst, 9.2).
+_RECONNECT_MS_SINCE: Final = (9, 2)
+OLDEST: Final = (7, 2)
+
+Version = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Files of one run: ``folder`` is short and private, as Unix sockets need; ``console`` is kept."""
+
+    folder: Path
+    console: Path
+
+    @property
+    def qmp(self) -> Path:
+        return self.folder / "qmp"
+
+    @property
+    def agent(self) -> Path:
+        return self.folder / "agent"
+
+
+def parse_version(text: str) -> Version:
+    """(major, minor) out of ``QEMU emulator version 10.0.2 (Debian ...)``. Raises Unavailable."""
+    found = re.search(r"version (\d+)\.(\d+)", text)
+    if found is None:
+        raise Unavailable(f"cannot tell QEMU's version from {text.splitlines()[:1]}", "is qemu_path a QEMU?")
+    version = int(found[1]), int(found[2])
+    if version < OLDEST:
+        raise Unavailable(f"QEMU {version[0]}.{version[1]} is too old", f"{OLDEST[0]}.{OLDEST[1]} or newer is needed")
+    return version
+
+
+def accelerator_arguments(accel: str) -> list[str]:
+    return ["-accel", accel, "-cpu", "host" if accel == "kvm" else "max"]
+
+
+def boot_arguments(spec: VmSpec, append: str) -> list[str]:
+    """Kernel, initramfs and a command line: any panic ends QEMU, as does a power-off."""
+    line = f"console=ttyS0 quiet panic=-1 {append} {spec.append}".split()
+    return [
+        *("-kernel", str(spec.kernel.vmlinuz), "-initrd", str(spec.kernel.initramfs)),
+        *("-append", " ".join(line), "-no-reboot"),
+    ]
+
+
+def argv(spec: VmSpec, run: Runtime, version: Version, accel: str) -> list[str]:
+    """The whole command line. Raises InvalidInput for a spec that cannot be."""
+    check(spec)
+    memory = f"memory-backend-memfd,id=mem0,size={spec.memory_mib}M,share=on"
+    arguments = [
+        *(spec.qemu_path, "-name", spec.name, "-nodefaults", "-no-user-config", "-display", "none"),
+        *("-machine", "pc,memory-backend=mem0", "-object", memory, "-m", f"{spec.memory_mib}M"),
+        *("-smp", str(spec.vcpus), *accelerator_arguments(accel), *boot_arguments(spec, "")),
+        *("-chardev", f"file,id=console,path={comma(run.console)}", "-serial", "chardev:console"),
+        *("-chardev", f"socket,id=qmp,path={comma(run.qmp)},server=on,wait=off", "-mon", "chardev=qmp,mode=control"),
+        *("-device", "virtio-serial-pci"),
+        *("-chardev", f"socket,id=agent,path={comma(run.agent)},server=on,wait=off"),
+        *("-device", f"virtserialport,chardev=agent,name={AGENT_PORT}"),
+    ]
+    if spec.kernel.rootdisk is not None:
+        root = FileDisk(spec.kernel.rootdisk, ROOT_SERIAL, read_only=True, queues=1)
+        arguments += _file_disk("root", root)
+    for number, disk in enumerate(spec.disks):
+        node = f"disk{number}"
+        if isinstance(disk, VhostUserBlk):
+            arguments += _vhost_user(node, disk, version)
+        elif isinstance(disk, FileDisk):
+            arguments += _file_disk(node, disk)
+        else:
+            arguments += _null_disk(node, disk)
+    return [*arguments, *spec.extra_args]
+
+
+def check(spec: VmSpec) -> None:
+    """Raises InvalidInput for what no QEMU could start."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", spec.name):
+        raise InvalidInput(f"{spec.name!r} cannot name a VM", "use letters, digits, dot, dash and underscore")
+    if spec.memory_mib < 64:
+        raise InvalidInput(f"{spec.memory_mib} MiB are too little for a guest", "give it 96 or more")
+    if not 1 <= spec.vcpus <= 255:
+        raise InvalidInput(f"{spec.vcpus} vCPUs cannot be", "1 to 255")
+    serials = [disk.serial for disk in spec.disks if disk.serial] + [ROOT_SERIAL]
+    for serial in serials:
+        if not re.fullmatch(rf"[A-Za-z0-9._-]{{1,{SERIAL_MAX}}}", serial):
+            raise InvalidInput(f"{serial!r} cannot be a disk's serial", f"1 to {SERIAL_MAX} letters, digits, ._-")
+    if len(set(serials)) < len(serials):
+        raise InvalidInput("two disks have one serial", "the guest finds its disks by serial")
+
+
+def comma(path: Path) -> str:
+    """A path within an option list: QEMU doubles commas (qemu-option)."""
+    return str(path).replace(",", ",,")
+
+
+def _queues(count: int | None) -> str:
+    return "" if count is None else f",num-queues={count}"
+
+
+def _vhost_user(node: str, disk: VhostUserBlk, version: Version) -> list[str]:
+    if version >= _RECONNECT_MS_SINCE:
+        reconnect = f"reconnect-ms={disk.reconnect_ms}"
+    else:
+        reconnect = f"reconnect={max(1, disk.reconnect_ms // 1000)}"
+    return [
+        *("-chardev", f"socket,id={node}c,path={comma(disk.socket)},{reconnect}"),
+        *("-device", f"vhost-user-blk-pci,chardev={node}c,queue-size={disk.queue_size}{_queues(disk.queues)}"),
+    ]
+
+
+def _file_disk(node: str, disk: FileDisk) -> list[str]:
+    cache = {"none": ",cache.direct=on", "writeback": "", "unsafe": ",cache.no-flush=on"}[disk.cache]
+    mode = ",read-only=on" if disk.read_only else ",discard=unmap"
+    return [
+        *("-blockdev", f"driver=file,node-name={node},filename={comma(disk.path)},aio={disk.aio}{cache}{mode}"),
+        *("-device", f"virtio-blk-pci,drive={node},serial={disk.serial}{_queues(disk.queues)}"),
+    ]
+
+
+def _null_disk(node: str, disk: NullDisk) -> list[str]:
+    return [
+        *("-blockdev", f"driver=null-co,node-name={node},size={disk.size},read-zeroes=on"),
+        *("-device", f"virtio-blk-pci,drive={node},serial={disk.serial}{_queues(disk.queues)}"),
+    ]

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a virtual machine is to be: values only, checked by the driver before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from tmem_host.vm.images import KernelImage
+
+Cache = Literal["none", "writeback", "unsafe"]
+Aio = Literal["threads", "native", "io_uring"]
+AccelName = Literal["auto", "kvm", "tcg"]
+
+#: struct virtio_blk: VIRTIO_BLK_ID_BYTES
+SERIAL_MAX = 20
+
+
+@dataclass(frozen=True)
+class VhostUserBlk:
+    """A disk served by another process over vhost-user, which also gives it its serial.
+
+    ``queues`` None lets QEMU take one for each vCPU. When the server goes away QEMU connects again each
+    ``reconnect_ms``; requests under way are repeated then.
+    """
+
+    socket: Path
+    queues: int | None = None
+    serial: str = ""
+    queue_size: int = 128
+    reconnect_ms: int = 100
+
+
+@dataclass(frozen=True)
+class FileDisk:
+    """A raw file. ``size`` in bytes, when given, is the least the file may have; discards punch holes."""
+
+    path: Path
+    serial: str
+    cache: Cache = "writeback"
+    size: int | None = None
+    read_only: bool = False
+    queues: int | None = None
+    aio: Aio = "threads"
+
+
+@dataclass(frozen=True)
+class NullDisk:
+    """Keeps nothing and reads zeroes: the cost of the way there. Swap on it loses pages: hog with verify off."""
+
+    size: int
+    serial: str
+    queues: int | None = None
+
+
+Disk = VhostUserBlk | FileDisk | NullDisk
+
+
+@dataclass(frozen=True)
+class VmSpec:
+    """A guest. ``memory_mib`` is what the machine has; the kernel keeps some 35 MiB of it for itself.
+
+    ``workdir`` gets console.log, qemu.log and argv.txt; without one they live in a temporary folder as long as the VM.
+    """
+
+    name: str
+    kernel: KernelImage
+    memory_mib: int = 128
+    vcpus: int = 1
+    disks: tuple[Disk, ...] = ()
+    accel: AccelName = "auto"
+    workdir: Path | None = None
+    qemu_path: str = "qemu-system-x86_64"
+    append: str = ""
+    extra_args: tuple[str, ...] = field(default=())
