@@ -57,7 +57,7 @@ def qemu_version(binary: str = "qemu-system-x86_64") -> str | None:
 
 @cache
 def tool_commit() -> str | None:
-    """Commit of the source tree that this package runs from, with '+' when files differ from it; None when installed."""
+    """Commit of the source tree this runs from, with '+' when files differ from it; None when installed."""
     here = Path(__file__).resolve().parent
     commit = _output(["git", "-C", str(here), "rev-parse", "--short=12", "HEAD"])
     if not commit:

@@ -43,16 +43,24 @@ class Properties(_Model):
     """What was the same for all records of the run."""
 
     host: dict[str, Property] = Field(default_factory=dict, description="Machine, kernel, versions, accelerator.")
-    guest: dict[str, Property] = Field(default_factory=dict, description="Guest kernel, memory, vCPUs; empty without a guest.")
-    configuration: dict[str, Property] = Field(default_factory=dict, description="Options of the bench as they were used.")
+    guest: dict[str, Property] = Field(
+        default_factory=dict, description="Guest kernel, memory, vCPUs; empty without a guest."
+    )
+    configuration: dict[str, Property] = Field(
+        default_factory=dict, description="Options of the bench as they were used."
+    )
 
 
 class Record(_Model):
     """All samples of one metric of one arm."""
 
     bench: str = Field(min_length=1, description="Name of the bench: swap, store, channel, ...")
-    metric: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="What was measured; the unit is not part of the name.")
-    unit: str = Field(description="ns, s, bytes, pages, pages/s, ratio, ...; SI base form, no prefix unless named here.")
+    metric: str = Field(
+        pattern=r"^[a-z][a-z0-9_]*$", description="What was measured; the unit is not part of the name."
+    )
+    unit: str = Field(
+        description="ns, s, bytes, pages, pages/s, ratio, ...; SI base form, no prefix unless named here."
+    )
     dimensions: dict[str, Scalar] = Field(
         description="What tells this record from others of the same metric; `arm` is the name of what is compared."
     )
@@ -62,7 +70,9 @@ class Record(_Model):
         description="Samples of each round, in order; their sum is the number of samples. Samples of one round are "
         "not independent of each other, so intervals are made by resampling rounds first. Empty: all are independent.",
     )
-    better: Literal["lower", "higher"] | None = Field(default=None, description="Direction that is an improvement, if any.")
+    better: Literal["lower", "higher"] | None = Field(
+        default=None, description="Direction that is an improvement, if any."
+    )
 
     @model_validator(mode="after")
     def _rounds_add_up(self) -> Self:
@@ -94,11 +104,15 @@ class Results(_Model):
     bench: str
     started: datetime = Field(description="ISO 8601 with zone.")
     seconds: FiniteFloat | None = Field(default=None, description="Wall-clock time of the run.")
-    complete: bool = Field(default=False, description="False: interrupted or still running; records hold what was there.")
+    complete: bool = Field(
+        default=False, description="False: interrupted or still running; records hold what was there."
+    )
     command: list[str] = Field(description="argv that reproduces the run.")
     quick: bool = False
     seed: int = Field(description="Seed of arm order, synthetic pages and resampling.")
-    arm_order: list[list[str]] = Field(default_factory=list, description="Names of the arms of each round, in the order run.")
+    arm_order: list[list[str]] = Field(
+        default_factory=list, description="Names of the arms of each round, in the order run."
+    )
     properties: Properties = Field(default_factory=Properties)
     records: list[Record] = Field(default_factory=list)
     failures: list[Failure] = Field(default_factory=list)
@@ -134,7 +148,9 @@ class Results(_Model):
             raise ResultsError(f"cannot read {file}: {error}", "run the bench again") from error
         found = data.get("schema") if isinstance(data, Mapping) else None
         if found != SCHEMA_NAME:
-            raise ResultsError(f"{file} has schema {found!r}, not {SCHEMA_NAME!r}", "use the tmem version that wrote it")
+            raise ResultsError(
+                f"{file} has schema {found!r}, not {SCHEMA_NAME!r}", "use the tmem version that wrote it"
+            )
         try:
             return cls.model_validate(data)
         except ValidationError as error:
@@ -166,8 +182,8 @@ def write_atomic(path: Path, text: str) -> Path:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise

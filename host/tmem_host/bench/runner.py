@@ -118,19 +118,18 @@ class BenchContext:
         self.seed = seed
         self.options: dict[str, Any] = dict(options or {})
         self.view: ProgressView = view or NoProgress()
-        self.results = Results(
-            bench=name, started=datetime.now(UTC), command=list(command), quick=quick, seed=seed
-        )
+        self.results = Results(bench=name, started=datetime.now(UTC), command=list(command), quick=quick, seed=seed)
         self._start = time.monotonic()
         self._by_key: dict[tuple[str, tuple[tuple[str, Scalar], ...]], Record] = {}
         self._now_round: int | None = None
         self._round_of: dict[int, int] = {}
         self._eta = TimeLeft()
+        self._arms: dict[str, int] = {}
 
     # ---- options and properties
 
     def option(self, name: str, default: T, quick: T | None = None) -> T:
-        """Option `name` as the user gave it (converted to the type of `default`), else `quick` in a quick run, else `default`."""
+        """Option `name` as the user gave it, as the type of `default`; else `quick` in a quick run; else `default`."""
         value = self.options.get(name)
         if value is None:
             return quick if self.quick and quick is not None else default
@@ -165,7 +164,7 @@ class BenchContext:
         better: Literal["lower", "higher"] | None = None,
         **dimensions: Scalar,
     ) -> None:
-        """Adds samples (in `unit`) to the record of `metric` with these dimensions, in the current round if there is one.
+        """Adds samples (in `unit`) to the record of `metric` with these dimensions, in the current round if any.
 
         A record grows over the rounds: one record per arm and metric. No samples: nothing is recorded.
         """
@@ -209,9 +208,7 @@ class BenchContext:
     ) -> None:
         labels = {**(arm.labels() if arm else {}), **dimensions}
         if arm is not None:
-            self.results.records = [
-                r for r in self.results.records if not labels.items() <= r.dimensions.items()
-            ]
+            self.results.records = [r for r in self.results.records if not labels.items() <= r.dimensions.items()]
             kept = {id(r) for r in self.results.records}
             self._by_key = {k: r for k, r in self._by_key.items() if id(r) in kept}
         line = " ".join(reason.split()) or "no reason given"
@@ -236,7 +233,7 @@ class BenchContext:
         recover: Callable[[Arm, BaseException], Awaitable[None]] | None = None,
         deadline: float | None = None,
     ) -> None:
-        """Runs `run(arm, round)` for every arm in every round, so that what drifts (heat, neighbours) hits all arms alike.
+        """Runs `run(arm, round)` for every arm in every round: what drifts (heat, neighbours) hits all arms alike.
 
         The order within a round is shuffled by the run's seed, or rotated by one each round, and is recorded.
         An arm that raises is failed and left out of later rounds; `recover` may then bring the system back.
@@ -245,6 +242,8 @@ class BenchContext:
         """
         dice = random.Random(f"{self.seed}/{self.name}")
         alive = list(arms)
+        for arm in arms:
+            self._arms.setdefault(arm.name, len(self._arms))
         longest = 0.0
         self.view.plan(rounds * len(arms))
         for index in range(rounds):
@@ -260,7 +259,9 @@ class BenchContext:
                 turn = turn[shift:] + turn[:shift]
             self.results.arm_order.append([arm.name for arm in turn])
             for position, arm in enumerate(turn):
-                left = self._eta.left([a.name for a in turn[position:]] + [a.name for a in alive] * (rounds - index - 1))
+                left = self._eta.left(
+                    [a.name for a in turn[position:]] + [a.name for a in alive] * (rounds - index - 1)
+                )
                 self.view.step(f"round {index + 1}/{rounds}: {arm.name}", left)
                 begin = time.monotonic()
                 self._now_round = index
@@ -293,7 +294,13 @@ class BenchContext:
         """Writes results.json as it stands. May be called at any time."""
         self.results.seconds = round(time.monotonic() - self._start, 3)
         self.results.complete = complete
+        # The order of the bench's own list, not of the shuffled rounds: tables and plots follow it.
+        self.results.records.sort(key=lambda r: self._arms.get(r.arm, -1))
         return self.results.write(self.out)
+
+    def has_failed(self, arm: Arm) -> bool:
+        """Whether the arm was failed or skipped: it has no number and must not be given one."""
+        return any(f.dimensions.get("arm") == arm.name for f in self.results.failures)
 
     @property
     def failed(self) -> bool:
@@ -317,7 +324,16 @@ def _as(name: str, value: Any, like: T) -> T:
         return value  # type: ignore[no-any-return]
     try:
         if isinstance(like, bool):
-            words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+            words = {
+                "1": True,
+                "true": True,
+                "yes": True,
+                "on": True,
+                "0": False,
+                "false": False,
+                "no": False,
+                "off": False,
+            }
             return words[str(value).lower()]  # type: ignore[return-value]
         if isinstance(like, (list, tuple)):
             inner = type(like[0]) if like else str
@@ -332,11 +348,13 @@ def run_bench(ctx: BenchContext, function: BenchFunction | None = None) -> int:
 
     Raises TmemError when the bench could not run at all; results.json then holds the reason.
     """
+    from tmem_host.bench.harness import record_harness
     from tmem_host.bench.properties import host_properties
 
     function = function or load(ctx.name)
     ctx.out.mkdir(parents=True, exist_ok=True)
     ctx.host(**host_properties())
+    record_harness(ctx)
     ctx.save()
     code = EXIT_OK
     try:
@@ -376,5 +394,3 @@ async def _with_sigterm(function: BenchFunction, ctx: BenchContext) -> None:
             loop.remove_signal_handler(signal.SIGTERM)
         return
     await function(ctx)
-
-

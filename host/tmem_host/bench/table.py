@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The terminal table: medians with their intervals, and how each arm stands against the baseline."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tmem_host.bench.layout import Cell, headline, layout_for
+from tmem_host.bench.results import Results
+from tmem_host.bench.units import human, human_range, number
+
+_STYLE = {"better": "green", "worse": "red", "same": "dim", "": "dim"}
+
+
+def render(results: Results) -> RenderableType:
+    """The headline table, what has no number and why, and the notes."""
+    layout = layout_for(results)
+    table = Table(
+        title=f"{layout.title}: {layout.question}" if layout.question else layout.title,
+        title_style="bold",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.add_column("arm", no_wrap=True)
+    for dimension in layout.rows:
+        table.add_column(dimension, justify="right", no_wrap=True)
+    for column in layout.columns:
+        table.add_column(column.label, justify="right")
+    before = ""
+    for row in headline(results, layout):
+        name = row.arm if row.arm != before else ""
+        before = row.arm
+        extra = [str(row.dimensions.get(d, "")) for d in layout.rows]
+        table.add_row(Text(name, "bold" if row.arm == layout.baseline else ""), *extra, *map(_cell, row.cells))
+    parts: list[RenderableType] = [table]
+    if layout.baseline is not None:
+        parts.append(
+            Text(f"second line: 95 % interval; ×: ratio to {layout.baseline}, green = better, red = worse", "dim")
+        )
+    for failure in results.failures:
+        who = failure.dimensions.get("arm", failure.bench)
+        parts.append(Text(f"{who}: {failure.kind}: {failure.reason}", "red" if failure.kind == "failed" else "yellow"))
+    parts.extend(Text(note, "yellow") for note in results.notes)
+    return Group(*parts)
+
+
+def _cell(cell: Cell | None) -> Text:
+    if cell is None:
+        return Text("–", "dim")
+    text = Text(human(cell.value.value, cell.unit))
+    if cell.ratio is not None:
+        text.append(f"  ×{number(cell.ratio.value)}", _STYLE[cell.verdict])
+    if cell.value.low != cell.value.high:
+        text.append(f"\n{human_range(cell.value.low, cell.value.high, cell.unit, cell.value.value)}", "dim")
+    return text
+
+
+def print_table(results: Results, console: Console | None = None) -> None:
+    """Prints the table; wide enough to be read when the output is not a terminal."""
+    console = console or Console()
+    if not console.is_terminal:
+        console = Console(file=console.file, width=150)
+    console.print(render(results))
