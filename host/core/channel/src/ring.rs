@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One running virtqueue: takes chains off the available ring, has them parsed and carried out, and
+//! publishes each on the used ring before it takes the next.
+//!
+//! Completion in order is what makes a killed server survivable without any in-flight log: the used index
+//! in guest memory says exactly which requests are done, and put, get and flush may be repeated.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Instant;
+
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use crate::config::MAX_QUEUE_SIZE;
+use crate::device::{Bounce, Device, Outcome};
+use crate::request::{Chain, Table};
+use crate::stats::QueueCounters;
+
+/// Requests completed before the guest is told, when more are waiting: lets the guest work on the first ones
+/// while the rest of a deep batch is served, and costs a 32nd of an interrupt for each.
+pub(crate) const BATCH: usize = 32;
+
+macro_rules! faults {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
+        /// Why a queue was stopped: its ring made no sense.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u8)]
+        pub enum Fault { $($(#[$doc])* $variant,)* }
+
+        impl Fault {
+            const ALL: &'static [Fault] = &[$(Fault::$variant,)*];
+
+            /// Name used in logs and metrics.
+            pub fn name(self) -> &'static str {
+                match self { $(Fault::$variant => $name,)* }
+            }
+
+            pub(crate) fn from_code(code: u8) -> Option<Fault> {
+                Fault::ALL.get(usize::from(code)).copied()
+            }
+        }
+    };
+}
+
+faults! {
+    /// Size zero, not a power of two or too large.
+    BadSize = "bad_size",
+    /// Descriptor table, available or used ring not in guest memory, or misaligned.
+    OutsideMemory = "outside_memory",
+    /// The available index is more than a queue ahead.
+    AvailIndex = "avail_index",
+    /// A head that is no descriptor.
+    HeadIndex = "head_index",
+    /// The kick descriptor cannot be waited for.
+    BadKick = "bad_kick",
+    /// A bug in the channel or the store: caught at the queue's boundary.
+    Panic = "panic",
+}
+
+/// Where a ring lies and what was negotiated for it. Addresses are guest-physical.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingSetup {
+    /// Number of descriptors.
+    pub size: u16,
+    /// Descriptor table.
+    pub desc: u64,
+    /// Available ring (driver area).
+    pub avail: u64,
+    /// Used ring (device area).
+    pub used: u64,
+    /// VIRTIO_RING_F_EVENT_IDX was negotiated.
+    pub event_idx: bool,
+    /// VIRTIO_RING_F_INDIRECT_DESC was negotiated.
+    pub indirect: bool,
+}
+
+impl RingSetup {
+    /// A ring that lies nowhere.
+    pub const EMPTY: RingSetup =
+        RingSetup { size: 0, desc: 0, avail: 0, used: 0, event_idx: false, indirect: false };
+}
+
+/// What a call of [`Ring::serve`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Served {
+    /// Requests completed.
+    pub completed: usize,
+    /// The guest wants to be told.
+    pub interrupt: bool,
+}
+
+/// A virtqueue that is being served.
+pub struct Ring {
+    setup: RingSetup,
+    queue: Queue,
+    table: Table,
+    // Points into `mem`, which outlives it.
+    avail_idx: *const AtomicU16,
+    mem: Arc<GuestMemoryMmap>,
+    chain: Chain,
+    bounce: Box<Bounce>,
+    kicks_wanted: bool,
+}
+
+// SAFETY: avail_idx points into the mapping that `mem` keeps alive, and is only read atomically.
+unsafe impl Send for Ring {}
+
+impl Ring {
+    /// Checks that the ring lies in `mem` and starts behind what its used index says is done.
+    ///
+    /// The base a frontend sends is not consulted: this device completes in order, so the used index is the
+    /// truth, also after a predecessor was killed (libvhost-user does the same for devices that process in order).
+    pub fn start(setup: RingSetup, mem: Arc<GuestMemoryMmap>) -> Result<Ring, Fault> {
+        let (queue, table, avail_idx) = Ring::place(&setup, &mem)?;
+        let mut ring = Ring {
+            setup,
+            queue,
+            table,
+            avail_idx,
+            mem,
+            chain: Chain::new(),
+            bounce: Bounce::new(),
+            kicks_wanted: true,
+        };
+        let done = ring.queue.used_idx(&*ring.mem, Ordering::Acquire).map_err(|_| Fault::OutsideMemory)?;
+        ring.queue.set_next_used(done.0);
+        ring.queue.set_next_avail(done.0);
+        Ok(ring)
+    }
+
+    fn place(setup: &RingSetup, mem: &GuestMemoryMmap) -> Result<(Queue, Table, *const AtomicU16), Fault> {
+        let mut queue = Queue::new(MAX_QUEUE_SIZE).map_err(|_| Fault::BadSize)?;
+        queue.try_set_size(setup.size).map_err(|_| Fault::BadSize)?;
+        queue
+            .try_set_desc_table_address(GuestAddress(setup.desc))
+            .and_then(|()| queue.try_set_avail_ring_address(GuestAddress(setup.avail)))
+            .and_then(|()| queue.try_set_used_ring_address(GuestAddress(setup.used)))
+            .map_err(|_| Fault::OutsideMemory)?;
+        queue.set_event_idx(setup.event_idx);
+        queue.set_ready(true);
+        if !queue.is_valid(mem) {
+            return Err(Fault::OutsideMemory);
+        }
+        let table = Table::resolve(mem, GuestAddress(setup.desc), usize::from(setup.size));
+        let idx = setup.avail.checked_add(2).and_then(|at| Table::resolve_u16(mem, at));
+        match (table, idx) {
+            (Some(table), Some(idx)) => Ok((queue, table, idx)),
+            _ => Err(Fault::OutsideMemory),
+        }
+    }
+
+    /// Moves a running ring to a changed memory map, at the same guest-physical addresses.
+    pub fn remap(&mut self, setup: RingSetup, mem: Arc<GuestMemoryMmap>) -> Result<(), Fault> {
+        let (mut queue, table, avail_idx) = Ring::place(&setup, &mem)?;
+        queue.set_next_avail(self.queue.next_avail());
+        queue.set_next_used(self.queue.next_used());
+        self.setup = setup;
+        self.queue = queue;
+        self.table = table;
+        self.avail_idx = avail_idx;
+        self.mem = mem;
+        Ok(())
+    }
+
+    /// Index of the next request, as GET_VRING_BASE reports it.
+    pub fn base(&self) -> u16 {
+        self.queue.next_avail()
+    }
+
+    /// A request is waiting, or the index jumped. One load.
+    #[inline]
+    pub fn has_work(&self) -> bool {
+        // SAFETY: place() proved two aligned bytes of `mem` there, which is still mapped.
+        let idx = unsafe { &*self.avail_idx }.load(Ordering::Acquire);
+        u16::from_le(idx) != self.queue.next_avail()
+    }
+
+    /// Serves at most [`BATCH`] requests.
+    pub fn serve(&mut self, device: &Device, counters: &QueueCounters) -> Result<Served, Fault> {
+        let mut served = Served::default();
+        if !self.has_work() {
+            return Ok(served);
+        }
+        if self.kicks_wanted {
+            self.kicks_wanted = false;
+            self.queue.disable_notification(&*self.mem).map_err(|_| Fault::OutsideMemory)?;
+        }
+        let limits = device.limits(self.setup.indirect);
+        let mut before = Instant::now();
+        while served.completed < BATCH {
+            let Some(head) = self.pop()? else { break };
+            let (written, done) = match self.chain.parse(&self.mem, &self.table, head, &limits) {
+                Ok(request) => {
+                    // SAFETY: the chain was parsed against self.mem, which is held during the call.
+                    let outcome =
+                        unsafe { device.execute(&request, &self.chain, &mut self.bounce, counters) };
+                    let Outcome::Done { status, written } = outcome else {
+                        self.queue.go_to_previous_position();
+                        break;
+                    };
+                    // SAFETY: as above.
+                    unsafe { request.status.write(status) };
+                    (written.saturating_add(1), Some(request))
+                }
+                Err(refusal) => {
+                    counters.malformed(refusal.reason);
+                    let written = match refusal.status {
+                        Some(status) => {
+                            // SAFETY: as above.
+                            unsafe { status.write(refusal.reason.status()) };
+                            1
+                        }
+                        None => 0,
+                    };
+                    (written, None)
+                }
+            };
+            self.queue.add_used(&*self.mem, head, written).map_err(|_| Fault::HeadIndex)?;
+            served.completed += 1;
+            let now = Instant::now();
+            if let Some(request) = done {
+                let ns = now.duration_since(before).as_nanos() as u64;
+                counters.served(request.op, request.data_len, ns);
+            }
+            before = now;
+        }
+        if served.completed > 0 {
+            counters.batches.add(1);
+            served.interrupt = self.wants_interrupt()?;
+        }
+        Ok(served)
+    }
+
+    /// Head of the next chain.
+    fn pop(&mut self) -> Result<Option<u16>, Fault> {
+        // The iterator checks the distance of the available index on each creation.
+        let chain = self.queue.iter(&*self.mem).map_err(|_| Fault::AvailIndex)?.next();
+        match chain {
+            Some(chain) if chain.head_index() < self.setup.size => Ok(Some(chain.head_index())),
+            Some(_) => Err(Fault::HeadIndex),
+            None => Ok(None),
+        }
+    }
+
+    fn wants_interrupt(&mut self) -> Result<bool, Fault> {
+        let wanted = self.queue.needs_notification(&*self.mem).map_err(|_| Fault::OutsideMemory)?;
+        if wanted && !self.setup.event_idx {
+            // virtio-queue knows only the event index; without it the driver speaks through the flag.
+            let flags: u16 = self
+                .mem
+                .load(GuestAddress(self.setup.avail), Ordering::Relaxed)
+                .map_err(|_| Fault::OutsideMemory)?;
+            return Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0);
+        }
+        Ok(wanted)
+    }
+
+    /// Asks for kicks again. `true` when a request slipped in: then do not sleep.
+    pub fn want_kicks(&mut self) -> Result<bool, Fault> {
+        self.kicks_wanted = true;
+        self.queue.enable_notification(&*self.mem).map_err(|_| Fault::OutsideMemory)
+    }
+}

@@ -1,0 +1,413 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One frontend's connection: vhost-user messages become state of vrings and commands for workers.
+//!
+//! A vring runs once it has a size, addresses, memory, a kick descriptor, and is enabled, in whatever order
+//! they come: QEMU, Cloud Hypervisor and libblkio differ. Whatever is changed under a running vring goes
+//! through its worker, between two batches.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use vhost::VhostUserMemoryRegionBase;
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
+    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserSharedMsg,
+    VhostUserSingleMemoryRegion, VhostUserVirtioFeatures, VhostUserVringAddrFlags, VhostUserVringState,
+};
+use vhost::vhost_user::{Backend, Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
+use crate::config::{BlkConfig, CONFIG_WCE_OFFSET, MAX_QUEUE_SIZE};
+use crate::event::Event;
+use crate::memory::{MAX_REGIONS, Memory, MemoryError, RegionSpec, mapped_bytes};
+use crate::ring::RingSetup;
+use crate::worker::{QueueStart, Worker, WorkerHandle};
+
+/// What a session needs of its server.
+pub(crate) struct Home {
+    pub(crate) config: BlkConfig,
+    pub(crate) pages: u64,
+    pub(crate) wce: AtomicBool,
+    pub(crate) workers: Vec<WorkerHandle>,
+}
+
+impl Home {
+    /// Worker and slot that serve a queue.
+    fn place(&self, queue: usize) -> (&WorkerHandle, usize) {
+        let n = self.workers.len();
+        (&self.workers[queue % n], queue / n)
+    }
+
+    fn on_worker<R: Send + 'static>(
+        &self,
+        queue: usize,
+        command: impl FnOnce(&mut Worker, usize) -> R + Send + 'static,
+    ) -> Result<R> {
+        let (worker, slot) = self.place(queue);
+        worker.call(move |worker| command(worker, slot)).map_err(|_| Error::BackendInternalError)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Addresses {
+    desc: u64,
+    avail: u64,
+    used: u64,
+}
+
+#[derive(Default)]
+struct Vring {
+    size: u16,
+    base: u16,
+    addresses: Option<Addresses>,
+    kick: Option<Event>,
+    call: Option<Event>,
+    err: Option<Event>,
+    enabled: bool,
+    running: bool,
+}
+
+/// State of one connection.
+pub(crate) struct Session {
+    home: Arc<Home>,
+    features: u64,
+    memory: Memory,
+    vrings: Vec<Vring>,
+}
+
+impl Session {
+    pub(crate) fn new(home: Arc<Home>) -> Session {
+        let vrings = (0..home.config.queues).map(|_| Vring::default()).collect();
+        Session { home, features: 0, memory: Memory::default(), vrings }
+    }
+
+    /// Stops every vring: the frontend is gone, or wants a fresh start.
+    pub(crate) fn stop_all(&mut self) {
+        for queue in 0..self.vrings.len() {
+            let base = self.stop(queue).unwrap_or(None);
+            let vring = &mut self.vrings[queue];
+            vring.base = base.unwrap_or(vring.base);
+            vring.kick = None;
+        }
+    }
+
+    fn offered(&self) -> u64 {
+        self.home.config.features() | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+    }
+
+    fn vring(&mut self, index: u32) -> Result<(usize, &mut Vring)> {
+        let queue = index as usize;
+        let vring = self.vrings.get_mut(queue).ok_or(Error::InvalidParam)?;
+        Ok((queue, vring))
+    }
+
+    fn setup(&self, vring: &Vring) -> Option<RingSetup> {
+        let addresses = vring.addresses?;
+        Some(RingSetup {
+            size: vring.size,
+            desc: self.memory.guest_address(addresses.desc)?,
+            avail: self.memory.guest_address(addresses.avail)?,
+            used: self.memory.guest_address(addresses.used)?,
+            event_idx: self.features & 1 << VIRTIO_RING_F_EVENT_IDX != 0,
+            indirect: self.features & 1 << VIRTIO_RING_F_INDIRECT_DESC != 0,
+        })
+    }
+
+    /// Starts a vring that has all it needs.
+    fn start_if_ready(&mut self, queue: usize) -> Result<()> {
+        let vring = &self.vrings[queue];
+        if vring.running || !vring.enabled || vring.addresses.is_none() || vring.size == 0 {
+            return Ok(());
+        }
+        let (Some(kick), Some(memory)) = (vring.kick.clone(), self.memory.map()) else { return Ok(()) };
+        // Addresses outside the memory become a broken queue, not a broken connection.
+        let nowhere = RingSetup {
+            size: vring.size,
+            desc: u64::MAX,
+            avail: u64::MAX,
+            used: u64::MAX,
+            ..RingSetup::EMPTY
+        };
+        let start = QueueStart {
+            setup: self.setup(vring).unwrap_or(nowhere),
+            memory,
+            kick,
+            call: vring.call.clone(),
+            err: vring.err.clone(),
+        };
+        self.home.on_worker(queue, move |worker, slot| worker.start_queue(slot, start))?;
+        self.vrings[queue].running = true;
+        Ok(())
+    }
+
+    fn stop(&mut self, queue: usize) -> Result<Option<u16>> {
+        self.vrings[queue].running = false;
+        self.home.on_worker(queue, move |worker, slot| worker.stop_queue(slot))
+    }
+
+    /// Makes a changed memory map the one in use, also for vrings that run.
+    fn adopt(&mut self, memory: std::result::Result<Memory, MemoryError>) -> Result<()> {
+        self.memory = memory.map_err(|error| {
+            log::warn!("{}: {error}", self.home.config.socket.display());
+            Error::InvalidParam
+        })?;
+        if let Some(map) = self.memory.map() {
+            log::debug!("guest memory: {} MiB mapped", mapped_bytes(&map) >> 20);
+        }
+        for queue in 0..self.vrings.len() {
+            if self.vrings[queue].running {
+                let place = self.setup(&self.vrings[queue]).zip(self.memory.map());
+                self.home.on_worker(queue, move |worker, slot| worker.remap_queue(slot, place))?;
+            } else {
+                self.start_if_ready(queue)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn event(fd: Option<File>) -> Result<Option<Event>> {
+    fd.map(|file| Event::from_frontend(file).ok_or(Error::IncorrectFds)).transpose()
+}
+
+fn spec(region: &VhostUserMemoryRegion) -> RegionSpec {
+    RegionSpec {
+        guest: region.guest_phys_addr,
+        size: region.memory_size,
+        user: region.user_addr,
+        offset: region.mmap_offset,
+    }
+}
+
+fn unsupported<T>() -> Result<T> {
+    Err(Error::InvalidOperation("not offered by this device"))
+}
+
+impl VhostUserBackendReqHandlerMut for Session {
+    fn set_owner(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn reset_owner(&mut self) -> Result<()> {
+        self.stop_all();
+        self.features = 0;
+        Ok(())
+    }
+
+    fn reset_device(&mut self) -> Result<()> {
+        self.reset_owner()
+    }
+
+    fn get_features(&mut self) -> Result<u64> {
+        Ok(self.offered())
+    }
+
+    fn set_features(&mut self, features: u64) -> Result<()> {
+        if features & !self.offered() != 0 {
+            return Err(Error::InvalidParam);
+        }
+        self.features = features;
+        // Without the protocol features there is no SET_VRING_ENABLE: rings are enabled from the start.
+        if features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0 {
+            for queue in 0..self.vrings.len() {
+                self.vrings[queue].enabled = true;
+                self.start_if_ready(queue)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn set_mem_table(
+        &mut self,
+        regions: &[VhostUserMemoryRegion],
+        files: Vec<File>,
+        _postcopy_listening: Option<bool>,
+    ) -> Result<Option<Vec<VhostUserMemoryRegionBase>>> {
+        let table = regions.iter().map(spec).zip(files).collect();
+        self.adopt(Memory::from_table(table))?;
+        Ok(None)
+    }
+
+    fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
+        let (queue, vring) = self.vring(index)?;
+        let size = u16::try_from(num).map_err(|_| Error::InvalidParam)?;
+        if !size.is_power_of_two() || size > MAX_QUEUE_SIZE {
+            return Err(Error::InvalidParam);
+        }
+        if vring.running && vring.size != size {
+            return Err(Error::InvalidParam);
+        }
+        vring.size = size;
+        self.start_if_ready(queue)
+    }
+
+    fn set_vring_addr(
+        &mut self,
+        index: u32,
+        _flags: VhostUserVringAddrFlags,
+        descriptor: u64,
+        used: u64,
+        available: u64,
+        _log: u64,
+    ) -> Result<()> {
+        let (queue, vring) = self.vring(index)?;
+        let was_running = vring.running;
+        vring.addresses = Some(Addresses { desc: descriptor, avail: available, used });
+        if was_running {
+            self.stop(queue)?;
+        }
+        self.start_if_ready(queue)
+    }
+
+    fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
+        let (queue, vring) = self.vring(index)?;
+        // Kept only to be given back: a ring starts where its used index says, see Ring::start().
+        vring.base = u16::try_from(base).map_err(|_| Error::InvalidParam)?;
+        if vring.running {
+            vring.kick = None;
+            self.stop(queue)?;
+        }
+        Ok(())
+    }
+
+    fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
+        let (queue, _) = self.vring(index)?;
+        let base = self.stop(queue)?;
+        let vring = &mut self.vrings[queue];
+        vring.base = base.unwrap_or(vring.base);
+        vring.kick = None;
+        Ok(VhostUserVringState::new(index, u32::from(vring.base)))
+    }
+
+    fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let (queue, vring) = self.vring(u32::from(index))?;
+        // A frontend that wants the ring polled without any descriptor is not served.
+        let kick = event(fd)?.ok_or(Error::IncorrectFds)?;
+        let was_running = vring.running;
+        vring.kick = Some(kick);
+        if was_running {
+            self.stop(queue)?;
+        }
+        self.start_if_ready(queue)
+    }
+
+    fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let (queue, vring) = self.vring(u32::from(index))?;
+        let call = event(fd)?;
+        vring.call = call.clone();
+        self.home.on_worker(queue, move |worker, slot| worker.set_call(slot, call))
+    }
+
+    fn set_vring_err(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let (queue, vring) = self.vring(u32::from(index))?;
+        let err = event(fd)?;
+        vring.err = err.clone();
+        self.home.on_worker(queue, move |worker, slot| worker.set_err(slot, err))
+    }
+
+    fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
+        Ok(VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
+    }
+
+    fn set_protocol_features(&mut self, features: u64) -> Result<()> {
+        if features & !self.get_protocol_features()?.bits() != 0 {
+            return Err(Error::InvalidParam);
+        }
+        Ok(())
+    }
+
+    fn get_queue_num(&mut self) -> Result<u64> {
+        Ok(self.vrings.len() as u64)
+    }
+
+    fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
+        let (queue, vring) = self.vring(index)?;
+        vring.enabled = enable;
+        if enable {
+            return self.start_if_ready(queue);
+        }
+        if vring.running {
+            let base = self.stop(queue)?;
+            let vring = &mut self.vrings[queue];
+            vring.base = base.unwrap_or(vring.base);
+        }
+        Ok(())
+    }
+
+    fn get_config(&mut self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
+        let space = self.home.config.config_space(self.home.pages, self.home.wce.load(Ordering::Relaxed));
+        // Frontends ask for their own idea of the structure, which grows: what is not known reads as zero.
+        Ok((0..size as usize).map(|i| space.get(offset as usize + i).copied().unwrap_or(0)).collect())
+    }
+
+    fn set_config(&mut self, offset: u32, data: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
+        // Only `wce` may be written; frontends may write the whole structure back.
+        if let Some(wce) = CONFIG_WCE_OFFSET.checked_sub(offset as usize).and_then(|at| data.get(at)) {
+            self.home.wce.store(*wce != 0, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn set_backend_req_fd(&mut self, _backend: Backend) {}
+
+    fn set_gpu_socket(&mut self, _gpu_backend: GpuBackend) -> Result<()> {
+        unsupported()
+    }
+
+    fn get_shared_object(&mut self, _uuid: VhostUserSharedMsg) -> Result<File> {
+        unsupported()
+    }
+
+    fn get_inflight_fd(&mut self, _inflight: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        unsupported()
+    }
+
+    fn set_inflight_fd(&mut self, _inflight: &VhostUserInflight, _file: File) -> Result<()> {
+        unsupported()
+    }
+
+    fn get_max_mem_slots(&mut self) -> Result<u64> {
+        Ok(MAX_REGIONS as u64)
+    }
+
+    fn add_mem_region(
+        &mut self,
+        region: &VhostUserSingleMemoryRegion,
+        fd: File,
+        _postcopy_listening: Option<bool>,
+    ) -> Result<Option<VhostUserMemoryRegionBase>> {
+        let grown = self.memory.with(spec(region), fd);
+        self.adopt(grown)?;
+        Ok(None)
+    }
+
+    fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
+        let shrunk = self.memory.without(region.guest_phys_addr, region.user_addr, region.memory_size);
+        self.adopt(shrunk)
+    }
+
+    fn set_device_state_fd(
+        &mut self,
+        _direction: VhostTransferStateDirection,
+        _phase: VhostTransferStatePhase,
+        _fd: File,
+    ) -> Result<Option<File>> {
+        unsupported()
+    }
+
+    fn check_device_state(&mut self) -> Result<()> {
+        unsupported()
+    }
+
+    fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
+        unsupported()
+    }
+
+    fn set_log_base(&mut self, _log: &VhostUserLog, _file: File) -> Result<()> {
+        unsupported()
+    }
+}
