@@ -114,12 +114,12 @@ impl Handle {
             // SAFETY: as above.
             match unsafe { scratch.compress(self.pool.codec(), src) } {
                 Some((encoding, data)) => Prepared { encoding, data },
-                // SAFETY: the bytes may change while the slice lives; it is only copied from, and
-                // what was copied is what is checksummed.
-                None => Prepared {
-                    encoding: Encoding::Raw,
-                    data: unsafe { std::slice::from_raw_parts(src, PAGE_SIZE) },
-                },
+                None => {
+                    // SAFETY: the bytes may change while the slice lives; it is only copied from,
+                    // and what was copied is what is checksummed.
+                    let data = unsafe { std::slice::from_raw_parts(src, PAGE_SIZE) };
+                    Prepared { encoding: Encoding::Raw, data }
+                }
             }
         };
         for _ in 0..EVICT_TRIES {

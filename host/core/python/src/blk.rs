@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `BlkServer`: a dense pool as a vhost-user-blk device.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use tmem_channel::{
+    BlkConfig, BlkServer, ChannelState, GetResult, LATENCY_BUCKETS, Op, PageBackend, PageRefusal, PollPolicy,
+    PutResult, QueueState, Reason,
+};
+use tmem_store::{DENSE_OBJECT, Get, Handle, PoolId, Put};
+
+use crate::error::{core_error, from_channel};
+use crate::store::PyStore;
+
+/// A swap pool as a block device sees it.
+struct SwapPool {
+    handle: Handle,
+    pages: u32,
+}
+
+fn put_result(p: Put) -> PutResult {
+    match p {
+        Put::Stored => PutResult::Stored,
+        Put::NoRoom => PutResult::NoRoom,
+        Put::OverCap => PutResult::OverCap,
+        Put::Frozen => PutResult::Frozen,
+        Put::NoPool | Put::Lost => PutResult::Failed,
+    }
+}
+
+impl PageBackend for SwapPool {
+    fn pages(&self) -> u64 {
+        u64::from(self.pages)
+    }
+
+    unsafe fn put(&self, index: u64, src: *const u8) -> PutResult {
+        let Ok(index) = u32::try_from(index) else { return PutResult::Failed };
+        // SAFETY: by the trait's contract.
+        put_result(unsafe { self.handle.put(&DENSE_OBJECT, index, src) })
+    }
+
+    unsafe fn get(&self, index: u64, dst: *mut u8) -> GetResult {
+        let Ok(index) = u32::try_from(index) else { return GetResult::Lost };
+        // SAFETY: by the trait's contract.
+        match unsafe { self.handle.get(&DENSE_OBJECT, index, dst) } {
+            Get::Hit => GetResult::Hit,
+            Get::Miss => GetResult::Miss,
+            // A write of it failed, so what a disk would hold there is undefined: no zeroes.
+            Get::Refused | Get::Lost | Get::NoPool => GetResult::Lost,
+        }
+    }
+
+    fn write_part(&self, index: u64, offset: usize, data: &[u8]) -> PutResult {
+        let Ok(index) = u32::try_from(index) else { return PutResult::Failed };
+        put_result(self.handle.write_part(&DENSE_OBJECT, index, offset, data))
+    }
+
+    fn flush(&self, index: u64, count: u64) {
+        let end = index.saturating_add(count).min(u64::from(self.pages));
+        // The bound fits: a dense pool's indices are 32 bits.
+        for index in index..end {
+            self.handle.flush_page(&DENSE_OBJECT, index as u32);
+        }
+    }
+}
+
+#[pyclass(name = "BlkServer", module = "tmem_host._core", frozen)]
+pub struct PyBlkServer {
+    server: Mutex<Option<BlkServer>>,
+}
+
+fn policy(poll_us: u32) -> PollPolicy {
+    match poll_us {
+        0 => PollPolicy::Events,
+        max_us => PollPolicy::Adaptive { max_us },
+    }
+}
+
+impl PyBlkServer {
+    fn with<R>(&self, f: impl FnOnce(&BlkServer) -> R) -> PyResult<R> {
+        match self.server.lock() {
+            Ok(server) => match &*server {
+                Some(server) => Ok(f(server)),
+                None => Err(core_error("invalid", "the channel is stopped".into())),
+            },
+            Err(_) => Err(core_error("io", "the channel broke".into())),
+        }
+    }
+}
+
+#[pymethods]
+impl PyBlkServer {
+    #[new]
+    #[pyo3(signature = (store, pool, socket, *, queues = 2, queue_size = 256, poll_us = 0, serial = ""))]
+    #[allow(clippy::too_many_arguments)] // One keyword argument each, as Python callers see it.
+    fn new(
+        py: Python<'_>,
+        store: &PyStore,
+        pool: PoolId,
+        socket: PathBuf,
+        queues: u16,
+        queue_size: u16,
+        poll_us: u32,
+        serial: &str,
+    ) -> PyResult<Self> {
+        let handle = store.handle(pool)?;
+        let Some(pages) = handle.pool().spec.pages else {
+            return Err(core_error("invalid", format!("pool {pool} is sparse: no block device")));
+        };
+        let config = BlkConfig {
+            socket,
+            queues,
+            queue_size,
+            poll: policy(poll_us),
+            serial: serial.into(),
+            read_only: false,
+        };
+        let backend = Arc::new(SwapPool { handle, pages });
+        let server = py.detach(|| BlkServer::start(config, backend)).map_err(from_channel)?;
+        Ok(Self { server: Mutex::new(Some(server)) })
+    }
+
+    fn set_poll(&self, py: Python<'_>, poll_us: u32) -> PyResult<()> {
+        py.detach(|| self.with(|s| s.set_poll(policy(poll_us))))
+    }
+
+    fn stop(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| {
+            let server = self.server.lock().ok().and_then(|mut s| s.take());
+            server.map_or(Ok(()), BlkServer::stop)
+        })
+        .map_err(from_channel)
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let s = self.with(BlkServer::stats)?;
+        let d = PyDict::new(py);
+        d.set_item(
+            "state",
+            match s.state {
+                ChannelState::Listening => "listening",
+                ChannelState::Connected => "connected",
+                ChannelState::Broken => "broken",
+            },
+        )?;
+        d.set_item("connections", s.connections)?;
+        d.set_item("workers", s.workers)?;
+        d.set_item("wakeups", s.wakeups)?;
+        d.set_item("spin_hits", s.spin_hits)?;
+        d.set_item("spin_misses", s.spin_misses)?;
+        d.set_item("cpu_ns", s.cpu_ns)?;
+        let sum = |f: fn(&tmem_channel::QueueStats) -> u64| s.queues.iter().map(f).sum::<u64>();
+        d.set_item("kicks", sum(|q| q.kicks))?;
+        d.set_item("interrupts", sum(|q| q.interrupts))?;
+        d.set_item("batches", sum(|q| q.batches))?;
+        d.set_item("direct_pages", sum(|q| q.direct_pages))?;
+        d.set_item("bounced_pages", sum(|q| q.bounced_pages))?;
+        let (requests, bytes, latency) = (PyDict::new(py), PyDict::new(py), PyDict::new(py));
+        for op in Op::ALL {
+            let i = op as usize;
+            requests.set_item(op.name(), s.requests(op))?;
+            bytes.set_item(op.name(), s.queues.iter().map(|q| q.bytes[i]).sum::<u64>())?;
+            let counts: Vec<u64> =
+                (0..LATENCY_BUCKETS).map(|b| s.queues.iter().map(|q| q.latency[i][b]).sum()).collect();
+            let h = PyDict::new(py);
+            h.set_item("bucket_ns", (0..LATENCY_BUCKETS).map(|b| 1u64 << b).collect::<Vec<_>>())?;
+            h.set_item("count", counts)?;
+            latency.set_item(op.name(), h)?;
+        }
+        d.set_item("requests", requests)?;
+        d.set_item("bytes", bytes)?;
+        d.set_item("latency", latency)?;
+        let refused = PyDict::new(py);
+        for why in PageRefusal::ALL {
+            refused.set_item(why.name(), s.refused(why))?;
+        }
+        d.set_item("refused", refused)?;
+        let malformed = PyDict::new(py);
+        for &reason in Reason::ALL {
+            let n = s.malformed(reason);
+            if n > 0 {
+                malformed.set_item(reason.name(), n)?;
+            }
+        }
+        d.set_item("malformed", malformed)?;
+        let queues: Vec<_> = s
+            .queues
+            .iter()
+            .map(|q| match (q.state, q.fault) {
+                (QueueState::Stopped, _) => "stopped".to_string(),
+                (QueueState::Running, _) => "running".to_string(),
+                (QueueState::Broken, Some(f)) => format!("broken: {}", f.name()),
+                (QueueState::Broken, None) => "broken".to_string(),
+            })
+            .collect();
+        d.set_item("queues", queues)?;
+        Ok(d)
+    }
+}

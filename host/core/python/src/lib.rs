@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `tmem_host._core`: the data plane for Python. No logic lives here; every call that can take
+//! longer than a lookup releases the GIL. The stub `_core.pyi` is its documentation.
+
+mod bench;
+mod blk;
+mod error;
+mod store;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add("CoreError", m.py().get_type::<error::CoreError>())?;
+    m.add_class::<store::PyStore>()?;
+    m.add_class::<blk::PyBlkServer>()?;
+    m.add_function(wrap_pyfunction!(bench::bench_store, m)?)?;
+    m.add_function(wrap_pyfunction!(bench::bench_codec, m)?)?;
+    m.add_function(wrap_pyfunction!(bench::bench_block, m)?)?;
+    m.add_function(wrap_pyfunction!(store::worst_case_bytes, m)?)?;
+    Ok(())
+}
