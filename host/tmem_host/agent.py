@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two rounds of upkeep: blocks that became empty go back to the host.
-UPKEEP_INTERVAL: Final = 5.0
 #: Seconds that open API connections get at the end.
 API_GRACE: Final = 3
 LOG_BYTES: Final = 8 << 20
@@ -99,45 +97,30 @@ def _say_recovery(service: Service) -> None:
 
 
 async def _serve_api(service: Service, stop: asyncio.Event) -> None:
-    """The API and the upkeep, until ``stop``; an end of either that nobody asked for surfaces."""
+    """The API, until ``stop``; an end of it that nobody asked for surfaces."""
     # Not before the channels listen: this import takes longer than everything up to here.
     from tmem_host.api.server import ApiServer
 
     path = service.config.api_socket
     with _bound(path) as listener:
         server = ApiServer(service, grace=API_GRACE)
-        tasks = [
-            asyncio.create_task(server.serve(sockets=[listener]), name="api"),
-            asyncio.create_task(_upkeep(service), name="upkeep"),
-            asyncio.create_task(stop.wait(), name="stop"),
-        ]
+        serving = asyncio.create_task(server.serve(sockets=[listener]), name="api")
+        stopped = asyncio.create_task(stop.wait(), name="stop")
         ready = asyncio.create_task(server.ready.wait(), name="ready")
         try:
-            await asyncio.wait([*tasks, ready], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({serving, stopped, ready}, return_when=asyncio.FIRST_COMPLETED)
             if ready.done():
                 log.info("tmem %s serves %d VMs; API on %s", __version__, service.health().vms, path)
                 notify("READY=1")
-                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
             server.should_exit = True
+            await serving
             if not stop.is_set():
-                for task in tasks:
-                    if task.done():
-                        task.result()
                 raise TmemError("the API ended by itself", "see agent.log in the state folder")
-            await tasks[0]
         finally:
-            for task in (*tasks, ready):
+            for task in (serving, stopped, ready):
                 task.cancel()
-            await asyncio.gather(*tasks, ready, return_exceptions=True)
-
-
-async def _upkeep(service: Service) -> None:
-    while True:
-        await asyncio.sleep(UPKEEP_INTERVAL)
-        try:
-            await asyncio.to_thread(service.maintain)
-        except TmemError as error:
-            log.error("%s", error)
+            await asyncio.gather(serving, stopped, ready, return_exceptions=True)
 
 
 @contextlib.contextmanager

@@ -12,11 +12,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from tmem_host.client import AgentClient
+from tmem_host.config import default_arena
 from tmem_host.errors import VmFailed, one_line
 
 #: Seconds that a start may take: recovery of a large arena, and a machine busy with guests.
@@ -151,3 +153,18 @@ class AgentProcess:
                     raise VmFailed("the agent was not ready in time")
         finally:
             os.close(watched)
+
+
+@contextlib.contextmanager
+def temporary_agent(limit: int | str) -> Iterator[AgentProcess]:
+    """An agent on a state folder and an arena of its own; both are gone when the block ends."""
+    with tempfile.TemporaryDirectory(prefix="tmem-agent-") as folder:
+        state = Path(folder)
+        arena = default_arena(state)
+        try:
+            with AgentProcess(state, arena, limit) as agent:
+                yield agent
+        finally:
+            arena.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                arena.parent.rmdir()

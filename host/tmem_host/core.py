@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Store = _core.Store
 BlkServer = _core.BlkServer
 CoreError = _core.CoreError
+worst_case_bytes = _core.worst_case_bytes
 
 _RESTORE = "nothing was changed; bring back an intact copy, or start with --accept-loss to go on with what is left"
 

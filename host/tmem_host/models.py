@@ -15,8 +15,8 @@ from tmem_host.errors import InvalidInput
 
 Codec = Literal["lz4", "zstd", "none"]
 
-#: A dense pool's index has 32 bits.
-MAX_DEVICE: Final = (1 << 32) * PAGE_SIZE
+#: The number of a dense pool's pages has 32 bits.
+MAX_DEVICE: Final = ((1 << 32) - 1) * PAGE_SIZE
 #: mkswap(8) wants ten pages; below that nothing can be kept.
 MIN_DEVICE: Final = 16 * PAGE_SIZE
 
@@ -30,6 +30,7 @@ def _vm_name(name: str) -> str:
 
 VmName = Annotated[str, AfterValidator(_vm_name)]
 Weight = Annotated[int, Field(ge=1, le=10_000)]
+Cap = Annotated[Size, Field(ge=PAGE_SIZE)]
 PollUs = Annotated[int, Field(ge=0, le=10_000)]
 
 
@@ -51,7 +52,7 @@ class VmCreate(_Strict):
     #: Host memory promised; None: what the device takes when nothing on it compresses.
     reservation: Size | None = None
     #: Host memory at most; None: no cap but the store's limit.
-    cap: Size | None = None
+    cap: Cap | None = None
     weight: Weight = 100
 
     @model_validator(mode="after")
@@ -69,7 +70,7 @@ class VmUpdate(_Strict):
     codec: Codec | None = None
     poll_us: PollUs | None = None
     reservation: Size | None = None
-    cap: Size | None = None
+    cap: Cap | None = None
     weight: Weight | None = None
 
     @model_validator(mode="after")

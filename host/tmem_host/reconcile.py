@@ -72,10 +72,16 @@ def reconcile(store: Store, state: State, *, accept_loss: bool) -> tuple[State, 
     return state.model_copy(update={"vms": running}), pools
 
 
+def set_quota(store: Store, entry: VmEntry) -> None:
+    """Gives the store's VM the quota of ``entry``.  Raises CoreError; then nothing changed."""
+    # To the store a cap of 0 is none, and no cap means no change.
+    store.vm_set(entry.name, reservation=entry.reservation, cap=entry.cap or 0, weight=entry.weight)
+
+
 def _kept(store: Store, entry: VmEntry, vm: dict[str, Any], pool: dict[str, Any]) -> VmEntry:
     if (vm["reservation"], vm["cap"], vm["weight"]) != (entry.reservation, entry.cap, entry.weight):
         try:
-            store.vm_set(entry.name, reservation=entry.reservation, cap=entry.cap, weight=entry.weight)
+            set_quota(store, entry)
         except CoreError as error:
             # A smaller --limit than before, for one. The guest goes on with what the arena has.
             log.warning("VM %s keeps its old quota: %s", entry.name, error)

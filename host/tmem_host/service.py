@@ -20,30 +20,18 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any
 
 from tmem_host import __version__
 from tmem_host import state as states
 from tmem_host.config import PAGE_SIZE, AgentConfig, check_socket_path, format_size
-from tmem_host.core import BlkServer, Store, core_errors
+from tmem_host.core import BlkServer, Store, core_errors, worst_case_bytes
 from tmem_host.errors import Conflict, NotFound, TmemError
 from tmem_host.models import ChannelInfo, Health, PoolInfo, StoreInfo, VmCreate, VmInfo, VmList, VmUpdate
-from tmem_host.reconcile import reconcile
+from tmem_host.reconcile import reconcile, set_quota
 from tmem_host.state import State, VmEntry
 
 log = logging.getLogger(__name__)
-
-#: Bytes that a page takes when it does not compress: 4096 of data, a 16-byte slot header, 8 bytes of index
-#: (design section 8; ``host/core/store/src/layout.rs``).
-PAGE_WORST: Final = PAGE_SIZE + 16 + 8
-#: The arena grows in blocks of this many bytes; the last one may be used in part.
-BLOCK: Final = 2 << 20
-
-
-def worst_case(size_bytes: int) -> int:
-    """Bytes of host memory for a device of ``size_bytes`` on which nothing compresses."""
-    blocks = -(-(size_bytes // PAGE_SIZE * PAGE_WORST) // BLOCK)
-    return (blocks + 1) * BLOCK
 
 
 class Service:
@@ -152,7 +140,9 @@ class Service:
 
     def create_vm(self, wanted: VmCreate) -> VmInfo:
         """Makes VM, pool and socket.  Durable when it returns.  Raises Conflict, NoSpace, InvalidInput."""
-        reservation = worst_case(wanted.size_bytes) if wanted.reservation is None else wanted.reservation
+        reservation = (
+            worst_case_bytes(wanted.size_bytes // PAGE_SIZE) if wanted.reservation is None else wanted.reservation
+        )
         if wanted.cap is not None:
             # What is promised is never more than what may be held.
             reservation = min(reservation, wanted.cap)
@@ -220,11 +210,6 @@ class Service:
             self._save(self._state.without_vm(name))
             log.info("VM %s removed", name)
 
-    def maintain(self) -> None:
-        """Gives empty memory back to the host."""
-        with core_errors("the store's upkeep failed"):
-            self._store.maintain()
-
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _check_open(self) -> None:
@@ -267,7 +252,7 @@ class Service:
         """Makes the core be as ``new``; it is as ``old``, or somewhere between."""
         with core_errors(f"VM {name} cannot be changed"):
             if (old.reservation, old.cap, old.weight) != (new.reservation, new.cap, new.weight):
-                self._store.vm_set(name, reservation=new.reservation, cap=new.cap, weight=new.weight)
+                set_quota(self._store, new)
             if old.codec != new.codec:
                 self._store.pool_set_codec(self._pools[name], new.codec)
             if old.poll_us != new.poll_us and name in self._channels:

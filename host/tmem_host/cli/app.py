@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tree of commands.  What a command needs is imported when it runs: ``tmem --help`` answers at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tmem_host.cli import vm
+from tmem_host.cli.hog import hog
+from tmem_host.cli.options import Json, State, client, size
+from tmem_host.errors import Unavailable
+
+app = typer.Typer(
+    name="tmem",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Transcendent memory for KVM: guests swap, compressed, to their host's memory.",
+    epilog="Begin with: tmem serve   then: tmem vm add web --size 2G   and see: tmem doctor",
+)
+app.add_typer(vm.app, name="vm")
+
+try:
+    from tmem_host.bench.cli import app as bench
+except ImportError as missing:
+    bench = typer.Typer(help="Measure (not available here).")
+    reason = str(missing)
+
+    @bench.callback(invoke_without_command=True)
+    def _unavailable() -> None:
+        raise Unavailable(f"the benches cannot be loaded: {reason}", "run 'make build'")
+
+
+app.add_typer(bench, name="bench")
+app.command(epilog="Example: tmem hog --kernel 6.12 --codec zstd --kill-agent 10")(hog)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        from tmem_host import __version__
+
+        print(f"tmem {__version__}")
+        raise typer.Exit
+
+
+@app.command(epilog="Example: tmem serve --limit 8G")
+def serve(
+    state: State = None,
+    arena: Annotated[
+        Path | None,
+        typer.Option(
+            "--arena",
+            dir_okay=False,
+            show_default="in /dev/shm",
+            help="The file that holds the pages. In shared memory: tmpfs or hugetlbfs.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit",
+            parser=size,
+            metavar="SIZE",
+            show_default="half of the host's memory",
+            help="Host memory for all VMs together.",
+        ),
+    ] = None,
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="Start with the pages that are left when the arena is damaged.")
+    ] = False,
+    parent: Annotated[int | None, typer.Option("--parent", hidden=True)] = None,
+) -> None:
+    """Run the host agent: the store, a vhost-user-blk socket for every VM, the API.
+
+    Stops on Ctrl-C or SIGTERM. Pages outlive it: started again on the same state folder it goes on where it was, also
+    after kill -9.
+    """
+    from tmem_host.agent import run
+    from tmem_host.config import AgentConfig, state_dir
+
+    folder = (state or state_dir()).absolute()
+    run(AgentConfig(state=folder, arena=arena, limit=limit, accept_loss=accept_loss), parent=parent)
+
+
+@app.command(epilog="Example: tmem store --json")
+def store(state: State = None, as_json: Json = False) -> None:
+    """What the store holds, of what it may."""
+    from tmem_host.cli.output import print_json, print_store
+
+    with client(state) as agent:
+        info = agent.store()
+    if as_json:
+        print_json(info.model_dump(mode="json"))
+    else:
+        print_store(info)
+
+
+@app.command(epilog="Example: tmem doctor")
+def doctor(
+    trial: Annotated[bool, typer.Option(help="Boot a small guest to find a working accelerator (seconds).")] = True,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """What this host can and cannot do, and what to install."""
+    from tmem_host.cli.output import print_json
+    from tmem_host.doctor import examine, print_findings
+
+    findings = examine(state, trial=trial)
+    if as_json:
+        print_json({"findings": [finding.model_dump(mode="json") for finding in findings]})
+    else:
+        print_findings(findings)
+    if any(finding.state == "missing" for finding in findings):
+        raise typer.Exit(Unavailable.exit_code)

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How answers look: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tmem_host.config import format_size
+
+if TYPE_CHECKING:
+    from tmem_host.models import StoreInfo, VmInfo
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Iterable[int] = ()) -> None:
+    """A table without frame.  Columns in ``numbers`` are set to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    right = set(numbers)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for at, title in enumerate(columns):
+        table.add_column(title, justify="right" if at in right else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    # Into a pipe a table is as wide as it needs to be: cut cells would be lost data.
+    width = None if sys.stdout.isatty() else 1000
+    Console(highlight=False, markup=False, width=width).print(table)
+
+
+def print_fields(fields: Iterable[tuple[str, str]]) -> None:
+    """``name  value`` lines, values aligned."""
+    listed = list(fields)
+    width = max((len(name) for name, _ in listed), default=0)
+    for name, value in listed:
+        print(f"{name:<{width}}  {value}")
+
+
+def ratio(pages: int, held: int) -> str:
+    """How many bytes of guest pages a held byte of host memory stands for, as ``2.31``."""
+    return f"{pages * 4096 / held:.2f}" if held else "-"
+
+
+def print_vms(vms: Sequence[VmInfo]) -> None:
+    print_table(
+        ("NAME", "SIZE", "CHANNEL", "CODEC", "PAGES", "HELD", "RATIO", "RESERVED", "CAP", "WEIGHT", ""),
+        [
+            (
+                vm.name,
+                format_size(vm.size_bytes),
+                vm.channel,
+                vm.codec,
+                f"{vm.pages}",
+                format_size(vm.held_bytes),
+                ratio(vm.pages, vm.held_bytes),
+                format_size(vm.reservation),
+                "-" if vm.cap is None else format_size(vm.cap),
+                f"{vm.weight}",
+                "frozen" if vm.frozen else "",
+            )
+            for vm in vms
+        ],
+        numbers=(1, 4, 5, 6, 7, 8, 9),
+    )
+
+
+def print_vm(vm: VmInfo) -> None:
+    print_fields(
+        [
+            ("name", vm.name),
+            ("device", format_size(vm.size_bytes)),
+            ("socket", vm.socket),
+            ("channel", f"{vm.channel}, {vm.queues} queues, polls {vm.poll_us} µs"),
+            ("codec", vm.codec),
+            ("pages", f"{vm.pages} ({format_size(vm.pages * 4096)})"),
+            ("held", f"{format_size(vm.held_bytes)} of host memory, ratio {ratio(vm.pages, vm.held_bytes)}"),
+            ("reservation", format_size(vm.reservation)),
+            ("cap", "none" if vm.cap is None else format_size(vm.cap)),
+            ("weight", f"{vm.weight}"),
+            ("frozen", "yes" if vm.frozen else "no"),
+            *((name.replace("_", " "), f"{count}") for name, count in sorted(vm.counters.items()) if count),
+        ]
+    )
+
+
+def print_store(info: StoreInfo) -> None:
+    print_fields(
+        [
+            ("arena", info.arena),
+            ("limit", format_size(info.limit_bytes)),
+            ("reserved", format_size(info.reserved_bytes)),
+            ("held", format_size(info.held_bytes)),
+            ("  arena", format_size(info.arena_bytes)),
+            ("  index", format_size(info.index_bytes)),
+            ("  metadata", format_size(info.metadata_bytes)),
+            ("pages", f"{info.pages} ({format_size(info.pages * 4096)})"),
+            ("compressed", format_size(info.compressed_bytes)),
+            ("ratio", ratio(info.pages, info.held_bytes)),
+            ("recovery", _recovery(info.recovery)),
+        ]
+    )
+
+
+def _recovery(found: dict[str, Any]) -> str:
+    if found.get("fresh"):
+        return "new arena"
+    lost = f", {found['lost_pages']} lost" if found.get("lost_pages") else ""
+    return f"{found.get('pages')} pages found again in {found.get('seconds', 0):.3f} s{lost}"

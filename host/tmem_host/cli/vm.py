@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``tmem vm``: what the agent's VMs are, and what they may take."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from tmem_host.cli.options import CODECS, Json, Name, State, client, either, size
+
+app = typer.Typer(no_args_is_help=True, help="Add, list, change, freeze and remove VMs.")
+
+Size = Annotated[int, typer.Option("--size", parser=size, metavar="SIZE", help="Size of the swap device, as 2G.")]
+Codec = Annotated[str, typer.Option("--codec", parser=either(CODECS), metavar="|".join(CODECS))]
+Poll = Annotated[int, typer.Option("--poll-us", min=0, max=10_000, help="µs to spin before sleeping.")]
+Reservation = Annotated[
+    int | None,
+    typer.Option(
+        "--reservation", parser=size, metavar="SIZE", show_default="the device's worst case", help="Promised."
+    ),
+]
+Cap = Annotated[int | None, typer.Option("--cap", parser=size, metavar="SIZE", show_default="none", help="At most.")]
+Weight = Annotated[int, typer.Option("--weight", min=1, max=10_000, help="Who is evicted last.")]
+
+
+@app.command(epilog="Example: tmem vm add web --size 2G --cap 1G")
+def add(
+    name: Annotated[str, typer.Argument(help="The VM's name: a-z, 0-9, dot, underscore, dash.", metavar="NAME")],
+    size_bytes: Size,
+    codec: Codec = "lz4",
+    queues: Annotated[int, typer.Option(min=1, max=16, help="Request queues: one a vCPU is plenty.")] = 2,
+    poll_us: Poll = 0,
+    reservation: Reservation = None,
+    cap: Cap = None,
+    weight: Weight = 100,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Make a VM: a pool in the store, and a vhost-user-blk socket for its monitor."""
+    from tmem_host.cli.output import print_json, print_vm
+
+    wanted = _valid(
+        "VmCreate",
+        name=name,
+        size_bytes=size_bytes,
+        codec=codec,
+        queues=queues,
+        poll_us=poll_us,
+        reservation=reservation,
+        cap=cap,
+        weight=weight,
+    )
+    with client(state) as agent:
+        made = agent.create_vm(wanted)
+    if as_json:
+        print_json(made.model_dump(mode="json"))
+        return
+    print_vm(made)
+    print(
+        "\nGive it to QEMU, whose guest memory has to be shared:\n"
+        "  -object memory-backend-memfd,id=mem,size=MEMORY,share=on -machine memory-backend=mem \\\n"
+        f"  -chardev socket,id=tmem,path={made.socket},reconnect=1 \\\n"
+        f"  -device vhost-user-blk-pci,chardev=tmem,num-queues={made.queues}\n"
+        "In the guest, for each device /dev/vdX: echo 0 > /sys/block/vdX/queue/rotational; mkswap /dev/vdX; "
+        "swapon --discard /dev/vdX"
+    )
+
+
+@app.command("list", epilog="Example: tmem vm list --json | jq '.vms[].name'")
+def list_(state: State = None, as_json: Json = False) -> None:
+    """Every VM: pages, host memory held, quota."""
+    from tmem_host.cli.output import print_json, print_vms
+
+    with client(state) as agent:
+        vms = agent.list_vms()
+    if as_json:
+        print_json({"vms": [vm.model_dump(mode="json") for vm in vms]})
+    else:
+        print_vms(vms)
+
+
+@app.command(epilog="Example: tmem vm show web")
+def show(name: Name, state: State = None, as_json: Json = False) -> None:
+    """One VM with its counters."""
+    with client(state) as agent:
+        _print(agent.get_vm(name), as_json)
+
+
+@app.command("set", epilog="Examples: tmem vm set web --cap 1G --weight 50; tmem vm set web --no-cap")
+def set_(
+    name: Name,
+    codec: Annotated[str | None, typer.Option("--codec", parser=either(CODECS), metavar="|".join(CODECS))] = None,
+    poll_us: Annotated[int | None, typer.Option("--poll-us", min=0, max=10_000, help="µs to spin.")] = None,
+    reservation: Annotated[int | None, typer.Option("--reservation", parser=size, metavar="SIZE")] = None,
+    cap: Annotated[int | None, typer.Option("--cap", parser=size, metavar="SIZE", help="At most.")] = None,
+    no_cap: Annotated[bool, typer.Option("--no-cap", help="Lift the cap.")] = False,
+    weight: Annotated[int | None, typer.Option("--weight", min=1, max=10_000)] = None,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Change quota, codec or polling while the guest runs."""
+    if cap is not None and no_cap:
+        raise typer.BadParameter("--cap and --no-cap exclude each other")
+    given: dict[str, Any] = {
+        "codec": codec,
+        "poll_us": poll_us,
+        "reservation": reservation,
+        "cap": cap,
+        "weight": weight,
+    }
+    change = {key: value for key, value in given.items() if value is not None}
+    if no_cap:
+        change["cap"] = None
+    if not change:
+        raise typer.BadParameter("nothing to change: give --cap, --weight, --reservation, --codec or --poll-us")
+    with client(state) as agent:
+        _print(agent.update_vm(name, _valid("VmUpdate", **change)), as_json)
+
+
+@app.command(epilog="Example: tmem vm freeze web")
+def freeze(name: Name, state: State = None, as_json: Json = False) -> None:
+    """Refuse puts and obey flushes, until thawed."""
+    with client(state) as agent:
+        _print(agent.freeze_vm(name), as_json)
+
+
+@app.command(epilog="Example: tmem vm thaw web")
+def thaw(name: Name, state: State = None, as_json: Json = False) -> None:
+    """End a freeze."""
+    with client(state) as agent:
+        _print(agent.thaw_vm(name), as_json)
+
+
+@app.command(epilog="Example: tmem vm remove web")
+def remove(
+    name: Name,
+    force: Annotated[bool, typer.Option("--force", help="Also when it has pages: its guest loses them.")] = False,
+    state: State = None,
+) -> None:
+    """Forget a VM and its pages."""
+    from tmem_host.errors import Conflict
+
+    with client(state) as agent:
+        found = agent.get_vm(name)
+        if found.pages and not force:
+            raise Conflict(
+                f"{name} has {found.pages} pages in the store",
+                "swapoff in the guest or stop it, or add --force to lose them",
+            )
+        agent.remove_vm(name)
+
+
+def _print(vm: Any, as_json: bool) -> None:
+    from tmem_host.cli.output import print_json, print_vm
+
+    if as_json:
+        print_json(vm.model_dump(mode="json"))
+    else:
+        print_vm(vm)
+
+
+def _valid(model: str, **fields: Any) -> Any:
+    """A model of :mod:`tmem_host.models`, its complaints as InvalidInput."""
+    from pydantic import ValidationError
+
+    from tmem_host import models
+    from tmem_host.errors import InvalidInput
+    from tmem_host.state import first_error
+
+    try:
+        return getattr(models, model)(**fields)
+    except ValidationError as error:
+        raise InvalidInput(first_error(error), "see 'tmem vm --help'") from error
