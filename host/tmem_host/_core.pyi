@@ -72,7 +72,16 @@ class BlkServer:
     def stop(self) -> None: ...
 
 def bench_store(
-    store: Store, pool: int, pages: bytes, *, op: str, rounds: int, batch: int, order: str = "sequential"
+    store: Store,
+    pool: int,
+    pages: bytes,
+    *,
+    op: str,
+    rounds: int,
+    batch: int,
+    order: str = "sequential",
+    span: int | None = None,
+    start: int = 0,
 ) -> list[float]: ...
 def bench_codec(pages: bytes, *, codec: str, op: str, rounds: int, batch: int) -> list[float]: ...
 def bench_block(path: str, pages: bytes, *, op: str, rounds: int, batch: int) -> list[float]: ...

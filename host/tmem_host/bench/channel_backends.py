@@ -20,9 +20,9 @@ from tmem_host.bench.comparators_process import cpu_ns, daemon, last_line
 from tmem_host.config import PAGE_SIZE
 from tmem_host.errors import VmFailed
 
-CORPUS = "corpus"
+COMPRESSIBLE = "compressible"
 SAME_FILLED = "same-filled"
-CONTENTS = (CORPUS, SAME_FILLED)
+CONTENTS = (COMPRESSIBLE, SAME_FILLED)
 """One device for each kind of contents, so that writes of one never change what the other's reads find."""
 
 _QUEUE_SIZE = 256

@@ -25,8 +25,8 @@ from typing import Literal
 from tmem_host.bench import channel_clients as clients
 from tmem_host.bench import comparators, store_pages
 from tmem_host.bench.channel_backends import (
+    COMPRESSIBLE,
     CONTENTS,
-    CORPUS,
     SAME_FILLED,
     Backend,
     DaemonOptions,
@@ -54,7 +54,7 @@ DAEMONS = {
 }
 QUICK_DAEMONS = ("qsd-null", "qsd-tmpfs", "qsd-tmpfs-native")
 
-_CORPUS_PAGES = 4096
+_DISTINCT = 4096
 #: Seconds that a client may take over what was planned: a machine can be busy.
 _PATIENCE = 60
 #: Requests of the run that finds out how long one takes.
@@ -88,15 +88,15 @@ class Plan:
         """All points of an arm; the headline ones first, because tables show the first that fits."""
         found = []
         for depth in self.depths:
-            found.append(Point("qemu-img", "read", depth, CORPUS))
+            found.append(Point("qemu-img", "read", depth, COMPRESSIBLE))
             found.append(Point("qemu-img", "write", depth, SAME_FILLED))
-            found.append(Point("libblkio-event", "write", depth, CORPUS))
-            found.append(Point("libblkio-event", "read", depth, CORPUS))
+            found.append(Point("libblkio-event", "write", depth, COMPRESSIBLE))
+            found.append(Point("libblkio-event", "read", depth, COMPRESSIBLE))
             if depth in QUICK_DEPTHS and not self.quick:
                 found.append(Point("qemu-img", "read", depth, SAME_FILLED))
             if depth in (1, 32):
-                found.append(Point("libblkio-poll", "write", depth, CORPUS))
-                found.append(Point("libblkio-poll", "read", depth, CORPUS))
+                found.append(Point("libblkio-poll", "write", depth, COMPRESSIBLE))
+                found.append(Point("libblkio-poll", "read", depth, COMPRESSIBLE))
         return found
 
 
@@ -108,7 +108,7 @@ async def run(ctx: BenchContext) -> None:
     wanted = [name for name in str(ctx.option("arms", "")).split(",") if name]
     with scratch(_need(plan)) as folder:
         pages_file = folder / "pages"
-        pages_file.write_bytes(store_pages.contents("corpus", _CORPUS_PAGES, ctx.seed))
+        pages_file.write_bytes(_pages(ctx))
         async with _servers(plan, tree, folder, wanted) as backends:
             chosen = names(backends, wanted)
             if not chosen:
@@ -133,9 +133,9 @@ def _plan(ctx: BenchContext) -> Plan:
     )
     if not plan.depths or min(plan.depths) < 1 or max(plan.depths) > 128:
         raise BenchError("depths must be 1 to 128", "for example --set depths=1,8,32")
-    if plan.seconds <= 0 or plan.device_pages < _CORPUS_PAGES:
+    if plan.seconds <= 0 or plan.device_pages < _DISTINCT:
         raise BenchError(
-            f"seconds must be above 0 and device_pages at least {_CORPUS_PAGES}", "leave them out for the defaults"
+            f"seconds must be above 0 and device_pages at least {_DISTINCT}", "leave them out for the defaults"
         )
     ctx.configure(
         depths=list(plan.depths),
@@ -161,11 +161,21 @@ def _comparators(ctx: BenchContext) -> comparators.Tree:
     return tree
 
 
+def _pages(ctx: BenchContext) -> bytes:
+    """The pages that compress: the real corpus, or made-up ones of 2:1 with a note where there is no corpus."""
+    kind = ctx.option("contents", store_pages.CORPUS)
+    if reason := store_pages.available(kind, ctx.seed):
+        ctx.note(f"The pages that compress are made up (2:1), not real ones: {reason}")
+        kind = store_pages.SYNTHETIC
+    ctx.configure(compressible=kind)
+    return store_pages.contents(kind, _DISTINCT, ctx.seed)
+
+
 def _need(plan: Plan) -> int:
-    """Bytes of shared memory: one device for each tmpfs file and tmem channel, and the corpus."""
+    """Bytes of shared memory: one device for each tmpfs file and tmem channel, and the pages."""
     device = plan.device_pages * PAGE_SIZE
     files = sum(options.driver == "file" for options in DAEMONS.values())
-    return len(CONTENTS) * device * (files + len(plan.codecs)) + 2 * _CORPUS_PAGES * PAGE_SIZE + (64 << 20)
+    return len(CONTENTS) * device * (files + len(plan.codecs)) + 2 * _DISTINCT * PAGE_SIZE + (64 << 20)
 
 
 def _dimensions(name: str) -> dict[str, str]:
@@ -238,18 +248,18 @@ class _Run:
             await self._measure(arm, backend, point, self._counts[arm.name, point])
 
     async def _fill(self, arm: Arm, backend: Backend) -> None:
-        """Writes both devices full before anything is measured, and checks that the corpus can be read back."""
-        corpus, same = backend.socket(CORPUS), backend.socket(SAME_FILLED)
+        """Writes both devices full before anything is measured, and checks that what compresses can be read back."""
+        compressible, same = backend.socket(COMPRESSIBLE), backend.socket(SAME_FILLED)
         count = self._plan.device_pages
         if same not in self._filled:
             await clients.qemu_img_bench(self._tree, same, "write", 32, count, _PATIENCE)
             self._filled.add(same)
-        if corpus not in self._filled:
-            await clients.blkio(self._tree, corpus, "write", 32, count, _PATIENCE, pages=self._pages, poll=False)
-            self._filled.add(corpus)
-        await self._expect_corpus(arm, corpus)
+        if compressible not in self._filled:
+            await clients.blkio(self._tree, compressible, "write", 32, count, _PATIENCE, pages=self._pages, poll=False)
+            self._filled.add(compressible)
+        await self._expect_pages(arm, compressible)
 
-    async def _expect_corpus(self, arm: Arm, socket: Path) -> None:
+    async def _expect_pages(self, arm: Arm, socket: Path) -> None:
         if arm.name == "qsd-null":
             return  # it keeps nothing
         bad = await clients.bad_pages(self._tree, socket, self._plan.device_pages, self._pages, _PATIENCE)
@@ -257,13 +267,13 @@ class _Run:
             raise BenchError(f"{bad} of {self._plan.device_pages} pages read back differ from what was written")
 
     async def check(self, arms: list[Arm]) -> None:
-        """After the last round: the corpus must still be what it was. An arm that lost a page has no figures."""
+        """After the last round: every page must still be what it was. An arm that lost a page has no figures."""
         for arm in arms:
             backend = self._backends[arm.name]
-            if backend.socket(CORPUS) not in self._filled or _failed(self._ctx, arm):
+            if backend.socket(COMPRESSIBLE) not in self._filled or _failed(self._ctx, arm):
                 continue
             try:
-                await self._expect_corpus(arm, backend.socket(CORPUS))
+                await self._expect_pages(arm, backend.socket(COMPRESSIBLE))
             except BenchError as error:
                 self._ctx.fail(error.message, arm)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tmem_host.bench import stats
+from tmem_host.bench.channel_backends import COMPRESSIBLE, SAME_FILLED
 from tmem_host.bench.results import Results, Scalar
 from tmem_host.bench.runner import Arm, BenchContext
 
@@ -35,10 +36,10 @@ class Figure:
 
 
 def _both(name: str, metric: str, wait: str, depth: int, goal: float, reached: Callable[..., bool]) -> list[Figure]:
-    """The figure for reads (of the corpus) and writes (the client that can write what compresses, else qemu-img)."""
+    """The figure for reads and for writes; qemu-img cannot write what compresses, libblkio can."""
     write = "libblkio-event" if depth > 1 else "qemu-img"
-    contents = "corpus" if depth > 1 else "same-filled"
-    read: dict[str, Scalar] = {"client": "qemu-img", "op": "read", "depth": depth, "contents": "corpus"}
+    contents = COMPRESSIBLE if depth > 1 else SAME_FILLED
+    read: dict[str, Scalar] = {"client": "qemu-img", "op": "read", "depth": depth, "contents": COMPRESSIBLE}
     return [
         Figure(f"{name}, read", metric, wait, read, goal, reached),
         Figure(
