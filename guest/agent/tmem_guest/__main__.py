@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Entry: PID 1 of the guest. It never returns: a crash is a kernel panic, which ends the VM and shows on its console."""
+"""Entry: PID 1 of the guest. It never returns: a crash is a kernel panic, which ends the VM and shows in its log."""
 
 import os
 import sys

@@ -18,12 +18,8 @@ _running: dict[int, int] = {}  # request id -> pid
 def arguments(request: Request) -> list[str]:
     """The hog's command line for a request, or OpError."""
     argv = [HOG, f"mib={request.number('mib', low=1, high=1 << 20)}"]
-    for name, high in _NUMBERS.items():
-        if request.has(name):
-            argv.append(f"{name}={request.number(name, high=high)}")
-    for name in _FLAGS:
-        if request.has(name):
-            argv.append(f"{name}={int(request.flag(name))}")
+    argv += [f"{name}={request.number(name, high=high)}" for name, high in _NUMBERS.items() if request.has(name)]
+    argv += [f"{name}={int(request.flag(name))}" for name in _FLAGS if request.has(name)]
     if request.has("corpus"):
         argv.append(f"pattern=corpus:{disks.find(request.text('corpus')).path}")
     else:

@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Samples the guest's own memory: a corpus of real pages.
 
-/dev/mem is closed for RAM (STRICT_DEVMEM), but /proc/kcore reads all of it, and /proc/kpageflags says what each page frame
-holds, so pages that a kernel would swap (anonymous ones) can be told from page cache and from the kernel's own.
+/dev/mem is closed for RAM (STRICT_DEVMEM), but /proc/kcore reads all of it, and /proc/kpageflags says what each page
+frame holds, so pages that a kernel would swap (anonymous ones) can be told from page cache and from the kernel's own.
 """
 
 import base64
 import os
 import struct
+from collections.abc import Callable
 
 from . import procs
 from .protocol import FAILED, INVALID, OpError, Request
 
 PAGE = 4096
+Emit = Callable[[dict[str, object]], None]
 CHUNK_PAGES = 64
 # include/uapi/linux/kernel-page-flags.h
 _SLAB, _BUDDY, _MMAP, _ANON, _NOPAGE, _PGTABLE, _RESERVED = 7, 10, 11, 12, 20, 26, 32
@@ -79,7 +81,7 @@ def _workload() -> None:
     globals()["_kept"] = kept
 
 
-def sample_pages(request: Request, emit: "object") -> dict[str, object]:
+def sample_pages(request: Request, emit: Emit) -> dict[str, object]:
     """{count, kind="anon", seed=1, workload=true}: events `pages` {base64}, then {count, kind, available, zero}.
 
     With `workload` a child first fills its heap with real data, which is sampled with the rest and then ended.
@@ -96,8 +98,7 @@ def sample_pages(request: Request, emit: "object") -> dict[str, object]:
             end()
 
 
-def _sample(seed: int, count: int, kind: str, emit: "object") -> dict[str, object]:
-    assert callable(emit)
+def _sample(seed: int, count: int, kind: str, emit: Emit) -> dict[str, object]:
     frames = _frames(kind)
     available = len(frames)
     # Fisher-Yates with a small generator: the random module would cost more memory than the rest of the agent

@@ -62,10 +62,7 @@ def spawn_child(work: Callable[[], None]) -> tuple[int, Callable[[], None]]:
     os.close(ready_r)
 
     def end() -> None:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        os.kill(pid, signal.SIGKILL)  # not reaped yet, so the pid is still its own
         wait(pid)
 
     if not ok:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frames between host and guest agent, apart from any I/O.
 
-One frame is one line of JSON, at most MAX_FRAME bytes with its newline. A request is ``{"id": int, "op": str, ...}``; the
-answers to it carry the same id: any number of ``{"id", "event": str, ...}``, then one ``{"id", "ok": bool, ...}``.
+One frame is one line of JSON, at most MAX_FRAME bytes with its newline. A request is ``{"id": int, "op": str, ...}``;
+the answers to it carry the same id: any number of ``{"id", "event": str, ...}``, then one ``{"id", "ok": bool, ...}``.
 Whatever is not a request becomes a Refusal, never an exception: the next frame is read as if nothing had happened.
 """
 
@@ -28,8 +28,8 @@ class Request:
 
     __slots__ = ("args", "id", "op")
 
-    def __init__(self, id: int, op: str, args: dict[str, object]) -> None:
-        self.id = id
+    def __init__(self, request_id: int, op: str, args: dict[str, object]) -> None:
+        self.id = request_id
         self.op = op
         self.args = args
 
@@ -60,8 +60,8 @@ class Refusal:
 
     __slots__ = ("id", "reason")
 
-    def __init__(self, id: int | None, reason: str) -> None:
-        self.id = id
+    def __init__(self, request_id: int | None, reason: str) -> None:
+        self.id = request_id
         self.reason = reason
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from tmem_host.config import cache_dir
-from tmem_host.errors import Denied, TmemError, Unavailable
+from tmem_host.errors import Denied, NotFound, TmemError, Unavailable
 from tmem_host.vm import process, qemu
 from tmem_host.vm.images import KernelImage
 from tmem_host.vm.spec import AccelName, VmSpec
@@ -69,15 +69,17 @@ async def find_accelerator(
     if trial.works:
         return Accelerator("kvm", trial.why, (trial,))
     if wanted == "kvm":
-        if os.path.exists(kvm) and not os.access(kvm, os.R_OK | os.W_OK):
+        if _forbidden(kvm):
             raise Denied(f"no KVM: {trial.why}", _permission_hint(kvm))
         raise Unavailable(f"no KVM: {trial.why}", "use accel 'auto' or 'tcg'")
     return Accelerator("tcg", f"no KVM: {trial.why}", (trial,))
 
 
-def _check_kernel(kernel: KernelImage) -> None:
-    from tmem_host.errors import NotFound
+def _forbidden(kvm: Path) -> bool:
+    return kvm.exists() and not os.access(kvm, os.R_OK | os.W_OK)
 
+
+def _check_kernel(kernel: KernelImage) -> None:
     for path in (kernel.vmlinuz, kernel.initramfs):
         if not path.is_file():
             raise NotFound(f"there is no {path}", "run 'make guests'")
@@ -88,23 +90,39 @@ def _permission_hint(kvm: Path) -> str:
 
 
 async def _kvm_trial(path: str, kernel: KernelImage, deadline: float, kvm: Path, use_cache: bool) -> Trial:
-    # What costs nothing to find out is never cached: a permission may be given at any moment.
+    refused = _refusal(kvm)
+    if refused is not None:
+        return refused
+    file = cache_dir() / "accelerators" / f"{_cache_key(path, kernel, kvm)}.json"
+    cached = _read_cache(file) if use_cache else None
+    if cached is not None:
+        return cached
+    trial = await boot_trial(path, kernel, "kvm", deadline)
+    _write_cache(file, trial)
+    return trial
+
+
+def _refusal(kvm: Path) -> Trial | None:
+    """What costs nothing to find out, and is never cached: a permission may be given at any moment."""
     if not kvm.exists():
         return Trial("kvm", False, f"{kvm} does not exist")
-    if not os.access(kvm, os.R_OK | os.W_OK):
+    if _forbidden(kvm):
         return Trial("kvm", False, f"no permission on {kvm}")
-    file = cache_dir() / "accelerators" / f"{_cache_key(path, kernel, kvm)}.json"
-    if use_cache:
-        try:
-            return Trial(**json.loads(file.read_text()))
-        except (OSError, ValueError, TypeError):
-            pass
-    trial = await boot_trial(path, kernel, "kvm", deadline)
+    return None
+
+
+def _read_cache(file: Path) -> Trial | None:
+    try:
+        return Trial(**json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _write_cache(file: Path, trial: Trial) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as stream:
         json.dump(dataclasses.asdict(trial), stream)
     Path(stream.name).replace(file)
-    return trial
 
 
 def _cache_key(path: str, kernel: KernelImage, kvm: Path) -> str:

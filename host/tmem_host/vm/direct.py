@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
-from qemu.qmp import QMPClient, QMPError
+from qemu.qmp import ConnectError, QMPClient, QMPError
 
 from tmem_host.config import SOCKET_PATH_MAX
 from tmem_host.errors import Conflict, Denied, InvalidInput, NoSpace, NotFound, Unavailable, VmFailed
@@ -135,10 +135,13 @@ class DirectVm(Vm):
 
     async def _connect_qmp(self, path: Path) -> None:
         assert self._qmp is not None  # made in _launch
-        # QMPClient logs an attempt on a socket that is not there yet as an error: look first.
-        if not path.is_socket():
-            raise FileNotFoundError(path)
-        await self._qmp.connect(str(path))
+        try:
+            await self._qmp.connect(str(path))
+        except ConnectError as error:
+            # not there yet, or not listening yet; anything else is no matter of waiting
+            if isinstance(error.exc, OSError):
+                raise error.exc from error
+            raise VmFailed(f"{self.spec.name}: QEMU's monitor does not answer: {error}", "see its log") from error
 
     async def _connect(self, attempt: Callable[[], Awaitable[None]]) -> None:
         """Tries until QEMU listens, has ended, or the deadline has passed."""

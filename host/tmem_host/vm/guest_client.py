@@ -272,8 +272,15 @@ class GuestClient:
                 events.append(event)
 
         arguments: Json = {
-            **{"mib": mib, "pattern": pattern, "corpus": corpus, "seed": seed, "passes": passes, "rewrite": rewrite},
-            **{"recheck": recheck, "verify": verify, "samples": samples},
+            "mib": mib,
+            "pattern": pattern,
+            "corpus": corpus,
+            "seed": seed,
+            "passes": passes,
+            "rewrite": rewrite,
+            "recheck": recheck,
+            "verify": verify,
+            "samples": samples,
         }
         try:
             answer = await self._ask(request_id, "hog", timeout, on_event, arguments)
@@ -313,7 +320,7 @@ class GuestClient:
         seed: int = 1,
         timeout: float = 120.0,
     ) -> Json:
-        """write, verify, zero-check, discard, write-zeroes or flush on a disk. Answer: bad_blocks, nanoseconds, error?"""
+        """write, verify, zero-check, discard, write-zeroes or flush. Answer: bad_blocks, nanoseconds, error?"""
         return await self.request(
             "io", timeout=timeout, serial=serial, action=action, offset=offset, bytes=size, block=block, seed=seed
         )

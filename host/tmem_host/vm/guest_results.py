@@ -26,9 +26,9 @@ class Progress:
 class HogPhase:
     """One phase: write, sequential, random (one for each pass), recheck.
 
-    ``major_ns`` and ``minor_ns`` are latency samples in nanoseconds of the first access to a page, drawn evenly from all
-    ``accesses``: those that were major faults (the page came from swap) and the rest. ``seconds`` is the phase's wall
-    time, making and comparing contents included. ``vmstat`` holds the guest-wide differences over the phase.
+    ``major_ns`` and ``minor_ns`` are latency samples in nanoseconds of the first access to a page, drawn evenly from
+    all ``accesses``: those that were major faults (the page came from swap) and the rest. ``seconds`` is the phase's
+    wall time, making and comparing contents included. ``vmstat`` holds the guest-wide differences over the phase.
     """
 
     name: str
@@ -49,7 +49,10 @@ class HogPhase:
 
 @dataclass(frozen=True)
 class HogResult:
-    """A hog that came to its end. ``clock_ns``: min, median and p99 of reading the clock twice, which every sample has in it."""
+    """A hog that came to its end.
+
+    ``clock_ns``: min, median and p99 of reading the clock twice, a cost that every sample has in it.
+    """
 
     pages: int
     bad: int

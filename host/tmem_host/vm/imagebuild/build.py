@@ -164,7 +164,7 @@ def check_python(root: Path) -> None:
 
 
 def root_disk(tree: Path, image: Path) -> None:
-    """An ext2 file system (the kernels have its driver built in) of the tree, made without mounting and without root."""
+    """An ext2 file system of the tree (its driver is built in), made without mounting and without root."""
     size = sum(path.stat().st_size + 4096 for path in tree.rglob("*") if not path.is_symlink())
     blocks = (size * 9 // 8 + (1 << 20)) // 4096
     options = [
