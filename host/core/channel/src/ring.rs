@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -21,6 +21,9 @@ use crate::stats::QueueCounters;
 /// Requests completed before the guest is told, when more are waiting: lets the guest work on the first ones
 /// while the rest of a deep batch is served, and costs a 32nd of an interrupt for each.
 pub(crate) const BATCH: usize = 32;
+
+/// The same bound in time, for large requests: also how soon a worker looks at its mailbox again.
+const BATCH_TIME: Duration = Duration::from_micros(100);
 
 macro_rules! faults {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
@@ -188,7 +191,8 @@ impl Ring {
             self.queue.disable_notification(&*self.mem).map_err(|_| Fault::OutsideMemory)?;
         }
         let limits = device.limits(self.setup.indirect);
-        let mut before = Instant::now();
+        let start = Instant::now();
+        let mut before = start;
         while served.completed < BATCH {
             let Some(head) = self.pop()? else { break };
             let (written, done) = match self.chain.parse(&self.mem, &self.table, head, &limits) {
@@ -225,6 +229,9 @@ impl Ring {
                 counters.served(request.op, request.data_len, ns);
             }
             before = now;
+            if now.duration_since(start) > BATCH_TIME {
+                break;
+            }
         }
         if served.completed > 0 {
             counters.batches.add(1);

@@ -58,7 +58,13 @@ impl BlkServer {
         let workers = worker_count(queues.len());
         let mut server = BlkServer {
             control: Arc::new(Control {
-                home: Arc::new(Home { config, pages, wce: AtomicBool::new(false), workers: Vec::new() }),
+                home: Arc::new(Home {
+                    config,
+                    pages,
+                    wce: AtomicBool::new(false),
+                    workers: Vec::new(),
+                    calls: Mutex::new(Vec::new()),
+                }),
                 shared: shared.clone(),
                 queues: queues.clone(),
                 stop: Event::new().map_err(ChannelError::io("cannot make an eventfd"))?,
@@ -145,7 +151,8 @@ impl BlkServer {
         }
         let mut clean = true;
         for worker in workers {
-            clean &= worker.join();
+            // A frontend can fill the counter of its call descriptor so that our write blocks.
+            clean &= worker.join(|| control.home.drain_calls());
         }
         if let Some(thread) = self.thread.take() {
             clean &= thread.join().is_ok();

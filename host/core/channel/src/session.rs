@@ -6,8 +6,8 @@
 //! through its worker, between two batches.
 
 use std::fs::File;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
@@ -30,9 +30,28 @@ pub(crate) struct Home {
     pub(crate) pages: u64,
     pub(crate) wce: AtomicBool,
     pub(crate) workers: Vec<WorkerHandle>,
+    /// The frontend's call and error descriptors: what a worker could block on.
+    pub(crate) calls: Mutex<Vec<Event>>,
 }
 
 impl Home {
+    /// Takes the counts of all call and error descriptors, so that a write to them goes through.
+    pub(crate) fn drain_calls(&self) {
+        for call in self.calls().iter() {
+            call.drain();
+        }
+    }
+
+    fn calls(&self) -> MutexGuard<'_, Vec<Event>> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the descriptors that are in use now.
+    fn remember_calls(&self, vrings: &[Vring]) {
+        *self.calls() =
+            vrings.iter().flat_map(|vring| [vring.call.clone(), vring.err.clone()]).flatten().collect();
+    }
+
     /// Worker and slot that serve a queue.
     fn place(&self, queue: usize) -> (&WorkerHandle, usize) {
         let n = self.workers.len();
@@ -296,6 +315,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         let (queue, vring) = self.vring(u32::from(index))?;
         let call = event(fd)?;
         vring.call = call.clone();
+        self.home.remember_calls(&self.vrings);
         self.home.on_worker(queue, move |worker, slot| worker.set_call(slot, call))
     }
 
@@ -303,6 +323,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         let (queue, vring) = self.vring(u32::from(index))?;
         let err = event(fd)?;
         vring.err = err.clone();
+        self.home.remember_calls(&self.vrings);
         self.home.on_worker(queue, move |worker, slot| worker.set_err(slot, err))
     }
 

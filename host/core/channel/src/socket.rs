@@ -11,6 +11,11 @@ use std::path::{Path, PathBuf};
 
 use crate::config::ChannelError;
 
+/// Connections that may wait: the next frontend, and probes of other servers.
+const BACKLOG: i32 = 64;
+
+const ADDRESS_LEN: libc::socklen_t = std::mem::size_of::<libc::sockaddr_un>() as libc::socklen_t;
+
 /// A bound and listening socket with its place in the file system.
 pub(crate) struct Socket {
     listener: UnixListener,
@@ -22,32 +27,13 @@ pub(crate) struct Socket {
 impl Socket {
     /// Binds `path`; replaces a socket that no process listens on.
     pub(crate) fn bind(path: &Path) -> Result<Socket, ChannelError> {
-        let bytes = path.as_os_str().as_bytes();
-        // SAFETY: all-zero bytes are a valid sockaddr_un.
-        let mut addr: libc::sockaddr_un = unsafe { std::mem::zeroed() };
-        if bytes.len() >= addr.sun_path.len() {
-            return Err(ChannelError::PathTooLong(path.to_owned()));
-        }
-        if bytes.is_empty() || bytes.contains(&0) {
-            return Err(ChannelError::Invalid("the socket path must not be empty or contain NUL"));
-        }
+        let addr = address(path)?;
         // Two servers that start at once must not both find the same stale socket.
         let _turn = lock_folder(path)?;
-        remove_stale(path)?;
-        // SAFETY: socket() takes no pointers.
-        let fd = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
-        if fd < 0 {
-            return Err(ChannelError::io("cannot make a socket")(io::Error::last_os_error()));
-        }
-        // SAFETY: fd was just made and belongs to nobody else.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        addr.sun_family = libc::AF_UNIX as libc::sa_family_t;
-        for (to, from) in addr.sun_path.iter_mut().zip(bytes) {
-            *to = *from as libc::c_char;
-        }
-        let len = std::mem::size_of::<libc::sockaddr_un>() as libc::socklen_t;
-        // SAFETY: addr is a sockaddr_un of len bytes, NUL-terminated by the length check.
-        let bound = unsafe { libc::bind(fd.as_raw_fd(), std::ptr::from_ref(&addr).cast(), len) };
+        remove_stale(path, &addr)?;
+        let fd = new_socket(0).map_err(ChannelError::io("cannot make a socket"))?;
+        // SAFETY: addr is a sockaddr_un of ADDRESS_LEN bytes, NUL-terminated by the length check in address().
+        let bound = unsafe { libc::bind(fd.as_raw_fd(), std::ptr::from_ref(&addr).cast(), ADDRESS_LEN) };
         if bound < 0 {
             return Err(ChannelError::io("cannot bind the socket")(io::Error::last_os_error()));
         }
@@ -56,7 +42,7 @@ impl Socket {
             .and_then(|()| std::fs::symlink_metadata(path))
             .and_then(|meta| {
                 // SAFETY: listen() on an open socket.
-                if unsafe { libc::listen(fd.as_raw_fd(), 8) } < 0 {
+                if unsafe { libc::listen(fd.as_raw_fd(), BACKLOG) } < 0 {
                     return Err(io::Error::last_os_error());
                 }
                 Ok((meta.dev(), meta.ino()))
@@ -90,6 +76,41 @@ impl Drop for Socket {
     }
 }
 
+fn address(path: &Path) -> Result<libc::sockaddr_un, ChannelError> {
+    let bytes = path.as_os_str().as_bytes();
+    // SAFETY: all-zero bytes are a valid sockaddr_un.
+    let mut addr: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    if bytes.len() >= addr.sun_path.len() {
+        return Err(ChannelError::PathTooLong(path.to_owned()));
+    }
+    if bytes.is_empty() || bytes.contains(&0) {
+        return Err(ChannelError::Invalid("the socket path must not be empty or contain NUL"));
+    }
+    addr.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    for (to, from) in addr.sun_path.iter_mut().zip(bytes) {
+        *to = *from as libc::c_char;
+    }
+    Ok(addr)
+}
+
+fn new_socket(flags: i32) -> io::Result<OwnedFd> {
+    // SAFETY: socket() takes no pointers.
+    let fd = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC | flags, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: fd was just made and belongs to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Connects without waiting: a live server with a full backlog would let us wait for ever.
+fn probe(addr: &libc::sockaddr_un) -> io::Result<()> {
+    let fd = new_socket(libc::SOCK_NONBLOCK)?;
+    // SAFETY: addr is a sockaddr_un of ADDRESS_LEN bytes.
+    let connected = unsafe { libc::connect(fd.as_raw_fd(), std::ptr::from_ref(addr).cast(), ADDRESS_LEN) };
+    if connected < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 fn lock_folder(path: &Path) -> Result<File, ChannelError> {
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -103,14 +124,14 @@ fn lock_folder(path: &Path) -> Result<File, ChannelError> {
     Ok(folder)
 }
 
-fn remove_stale(path: &Path) -> Result<(), ChannelError> {
+fn remove_stale(path: &Path, addr: &libc::sockaddr_un) -> Result<(), ChannelError> {
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(ChannelError::io("cannot look at the socket path")(error)),
         Ok(meta) if !meta.file_type().is_socket() => return Err(ChannelError::NotASocket(path.to_owned())),
         Ok(_) => {}
     }
-    match UnixStream::connect(path) {
+    match probe(addr) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             std::fs::remove_file(path).map_err(ChannelError::io("cannot remove a stale socket"))
         }

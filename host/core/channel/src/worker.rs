@@ -18,7 +18,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use vm_memory::GuestMemoryMmap;
 
@@ -57,6 +57,8 @@ struct Running {
 struct Slot {
     counters: Arc<QueueCounters>,
     running: Option<Running>,
+    /// Where a broken ring stopped.
+    broken_at: Option<u16>,
     call: Option<Event>,
     err: Option<Event>,
 }
@@ -101,7 +103,12 @@ pub(crate) struct WorkerHandle {
     wake: Event,
     pub(crate) counters: Arc<WorkerCounters>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// Hangs up when the thread ends.
+    ended: Mutex<mpsc::Receiver<()>>,
 }
+
+/// How long a worker may take to stop before something is done about it.
+const STOP_PATIENCE: Duration = Duration::from_millis(100);
 
 /// State of a worker thread; slot `i` is queue `first + i * step`.
 pub(crate) struct Worker {
@@ -130,7 +137,7 @@ impl WorkerHandle {
         events.add(&wake, MAILBOX_TOKEN)?;
         let slots = queues
             .into_iter()
-            .map(|counters| Slot { counters, running: None, call: None, err: None })
+            .map(|counters| Slot { counters, running: None, broken_at: None, call: None, err: None })
             .collect();
         let mut worker = Worker {
             shared,
@@ -140,8 +147,18 @@ impl WorkerHandle {
             counters: counters.clone(),
             window: Window::default(),
         };
-        let thread = std::thread::Builder::new().name(name).spawn(move || worker.run())?;
-        Ok(WorkerHandle { mailbox, wake, counters, thread: Mutex::new(Some(thread)) })
+        let (alive, ended) = mpsc::channel();
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            let _alive = alive;
+            worker.run();
+        })?;
+        Ok(WorkerHandle {
+            mailbox,
+            wake,
+            counters,
+            thread: Mutex::new(Some(thread)),
+            ended: Mutex::new(ended),
+        })
     }
 
     /// Runs `command` on the worker between two batches and returns its answer.
@@ -170,8 +187,12 @@ impl WorkerHandle {
         thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    /// Waits for the thread to end; `false` when it died of a panic.
-    pub(crate) fn join(&self) -> bool {
+    /// Waits for the thread to end; `false` when it died of a panic. Calls `unblock` when that takes long.
+    pub(crate) fn join(&self, unblock: impl Fn()) -> bool {
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        while ended.recv_timeout(STOP_PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+            unblock();
+        }
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         thread.is_none_or(|thread| thread.join().is_ok())
     }
@@ -224,10 +245,8 @@ impl Worker {
                 continue;
             }
             self.window.set_max(self.shared.poll_us.load(Ordering::Relaxed));
-            if !slept && self.window.length() > 0 {
-                if self.spin(last_request) {
-                    continue;
-                }
+            if !slept && self.window.length() > 0 && self.spin(last_request) {
+                continue;
             }
             self.sleep();
             slept = true;
@@ -320,6 +339,7 @@ impl Worker {
         let slot = &mut self.slots[index];
         let Some(running) = slot.running.take() else { return };
         self.events.remove(&running.kick);
+        slot.broken_at = Some(running.ring.base());
         slot.counters.set_broken(fault);
         log::warn!("virtqueue stopped: {}", fault.name());
         if let Some(err) = &slot.err {
@@ -355,11 +375,12 @@ impl Worker {
         }
     }
 
-    /// Stops a queue; index of its next request, if it ran.
+    /// Stops a queue; index of its next request, if it ran or broke.
     pub(crate) fn stop_queue(&mut self, index: usize) -> Option<u16> {
         let slot = &mut self.slots[index];
         slot.counters.set_state(QueueState::Stopped);
-        let running = slot.running.take()?;
+        let broken_at = slot.broken_at.take();
+        let Some(running) = slot.running.take() else { return broken_at };
         self.events.remove(&running.kick);
         // Handed back clean: who serves the queue next must not take an old kick for a new one.
         running.kick.drain();
