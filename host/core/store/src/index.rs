@@ -20,6 +20,8 @@ const KIND_REFUSED: u64 = 0b110;
 /// The entry of a destroyed pool.
 const DEAD: u64 = !(LOCKED | KIND);
 
+/// Dense entries in 4 KiB.
+const ENTRIES: u32 = 4096 / 8;
 const STRIPES: usize = 64;
 
 /// What stands under a key. Slots are 8-aligned data offsets, so the low bits are free for it.
@@ -143,15 +145,46 @@ impl Dense {
         Some(r)
     }
 
-    /// Bytes of memory the index holds now.
-    pub fn resident_bytes(&self) -> u64 {
+    /// Which of the mapping's 4 KiB pages have memory. `None`: the kernel does not say.
+    fn resident(&self) -> Option<Vec<u8>> {
         let len = (self.capacity as usize * 8).max(8);
         let mut seen = vec![0u8; len.div_ceil(4096)];
         // SAFETY: our mapping, and one byte for each of its pages.
-        if unsafe { libc::mincore(self.base.cast(), len, seen.as_mut_ptr()) } != 0 {
-            return len as u64;
+        (unsafe { libc::mincore(self.base.cast(), len, seen.as_mut_ptr()) } == 0).then_some(seen)
+    }
+
+    /// Bytes of memory the index holds now.
+    pub fn resident_bytes(&self) -> u64 {
+        self.resident().map_or(u64::from(self.capacity) * 8, |seen| {
+            seen.iter().filter(|&&b| b & 1 != 0).count() as u64 * 4096
+        })
+    }
+
+    /// Gives back the memory of entries that say nothing. Not for the path of a page.
+    pub fn release_empty(&self) {
+        for (page, _) in self.resident().into_iter().flatten().enumerate().filter(|(_, b)| b & 1 != 0) {
+            self.release_page(page as u32);
         }
-        seen.iter().filter(|&&b| b & 1 != 0).count() as u64 * 4096
+    }
+
+    fn release_page(&self, page: u32) {
+        let first = page * ENTRIES;
+        let cells = || (first..self.capacity.min(first + ENTRIES)).filter_map(|i| self.cell(i));
+        if cells().any(|c| c.load(Ordering::Relaxed) != 0) {
+            return;
+        }
+        // All of them are locked, so nothing can come to stand in memory that is about to go.
+        let lock =
+            |c: &&AtomicU64| c.compare_exchange(0, LOCKED, Ordering::Acquire, Ordering::Relaxed).is_ok();
+        let locked = cells().take_while(lock).count();
+        let all = locked == cells().count();
+        // SAFETY: one page of our mapping, every entry of which is locked by us and absent. It
+        // reads as zero from now on: absent, and unlocked.
+        if !all
+            || unsafe { libc::madvise(self.base.add(first as usize).cast(), 4096, libc::MADV_DONTNEED) } != 0
+        {
+            cells().take(locked).for_each(|c| c.store(0, Ordering::Release));
+        }
     }
 }
 
@@ -273,6 +306,13 @@ impl Index {
         }
     }
 
+    /// Gives memory back that says nothing.
+    pub fn release_empty(&self) {
+        if let Self::Dense(d) = self {
+            d.release_empty();
+        }
+    }
+
     /// Bytes of host memory the index holds. For a sparse one an estimate from its entry counts.
     pub fn bytes(&self) -> u64 {
         match self {
@@ -288,5 +328,45 @@ impl Index {
                 })
                 .sum(),
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_dense_index_gives_its_memory_back() {
+        let dense = Dense::new(2000).unwrap();
+        for i in 0..2000 {
+            dense.with(i, |e| e.stand = Stand::Page(u64::from(i + 1) * 8));
+        }
+        assert_eq!(dense.resident_bytes(), 4 * 4096);
+        for i in (0..2000).filter(|i| *i != 700) {
+            dense.with(i, |e| e.stand = Stand::Absent);
+        }
+        dense.release_empty();
+        assert_eq!(dense.resident_bytes(), 4096);
+        assert_eq!(dense.with(700, |e| e.stand), Some(Stand::Page(701 * 8)));
+        assert_eq!(dense.with(1999, |e| e.stand), Some(Stand::Absent));
+    }
+
+    #[test]
+    fn a_release_loses_nothing_that_is_written_meanwhile() {
+        let dense = Dense::new(512).unwrap();
+        std::thread::scope(|s| {
+            let writer = s.spawn(|| {
+                for round in 1..20_000u64 {
+                    let i = (round % 512) as u32;
+                    dense.with(i, |e| e.stand = Stand::Page(round * 8));
+                    assert_eq!(dense.with(i, |e| e.stand), Some(Stand::Page(round * 8)));
+                    dense.with(i, |e| e.stand = Stand::Absent);
+                }
+            });
+            while !writer.is_finished() {
+                dense.release_empty();
+            }
+        });
     }
 }
