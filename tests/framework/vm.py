@@ -18,8 +18,8 @@ from tmem_host.vm.direct import DirectVm
 from tmem_host.vm.spec import VmSpec
 
 #: The smallest guest in which everything runs reliably on both kernels, and 2.5 times as much for the hog.
-MEMORY_MIB = 112
-HOG_MIB = 280
+MEMORY_MIB = 96
+HOG_MIB = 240
 
 #: qemu-storage-daemon gives every export this serial.
 DAEMON_SERIAL = "vhost_user_blk"

@@ -127,7 +127,9 @@ class DirectVm(Vm):
         began = time.monotonic()
         self._child = await process.spawn(argv, log=self.qemu_log)
         self._qmp = QMPClient(self.spec.name)
-        self._qmp.logger = self._log
+        # What it logs as an error, it raises too.
+        self._qmp.logger = self._log.getChild("qmp")
+        self._qmp.logger.setLevel(logging.CRITICAL)
         await self._connect(lambda: self._connect_qmp(run.qmp))
         await self._connect(lambda: self._agent.connect(run.agent))
         await self._unless_ended(self._agent.hello(self._boot_deadline))
@@ -135,13 +137,27 @@ class DirectVm(Vm):
 
     async def _connect_qmp(self, path: Path) -> None:
         assert self._qmp is not None  # made in _launch
+        # QMPClient logs an attempt on a socket that is not there yet as an error.
+        if not exists(path):
+            raise FileNotFoundError(path)
         try:
             await self._qmp.connect(str(path))
         except ConnectError as error:
-            # not there yet, or not listening yet; anything else is no matter of waiting
+            # not listening yet; anything else is no matter of waiting
             if isinstance(error.exc, OSError):
                 raise error.exc from error
+            # It listens early and then ends, when it cannot make a device: its last words are the reason.
+            await self._ended_within(1.0)
+            self._check_alive()
             raise VmFailed(f"{self.spec.name}: QEMU's monitor does not answer: {error}", "see its log") from error
+
+    async def _ended_within(self, seconds: float) -> bool:
+        assert self._child is not None  # spawned in _launch
+        try:
+            await asyncio.wait_for(asyncio.shield(self._child.wait()), seconds)
+        except TimeoutError:
+            return False
+        return True
 
     async def _connect(self, attempt: Callable[[], Awaitable[None]]) -> None:
         """Tries until QEMU listens, has ended, or the deadline has passed."""
@@ -171,8 +187,7 @@ class DirectVm(Vm):
                 await task
             except GuestError as error:
                 # QEMU's own last words say more than the closed channel, if it is about to end.
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(asyncio.shield(ended), 1.0)
+                await self._ended_within(1.0)
                 self._check_alive()
                 raise VmFailed(f"{error.message}; the console ends: {process.last_line(self.console_log)}") from error
         finally:
@@ -193,9 +208,10 @@ class DirectVm(Vm):
         try:
             if self._state is VmState.RUNNING and self._child is not None:
                 await self._agent.shutdown(STOP_DEADLINE)
-                await asyncio.wait_for(asyncio.shield(self._child.wait()), STOP_DEADLINE)
-        except (GuestError, TimeoutError) as error:
-            self._log.warning("the guest did not power off, killing it: %s", error)
+                if not await self._ended_within(STOP_DEADLINE):
+                    self._log.warning("the guest did not power off, killing it")
+        except GuestError as error:
+            self._log.warning("the guest's agent does not answer, killing it: %s", error)
         finally:
             await self.kill()
             self._state = VmState.FAILED if failed else VmState.STOPPED
@@ -224,6 +240,10 @@ class DirectVm(Vm):
         for name in ("console.log", "qemu.log", "argv.txt"):
             if (self._workdir / name).is_file():
                 shutil.copy(self._workdir / name, folder / f"{self.spec.name}-{name}")
+
+
+def exists(path: Path) -> bool:
+    return path.exists()
 
 
 def check_host(spec: VmSpec) -> None:
