@@ -34,14 +34,15 @@ def _start(disk: disks.Disk, priority: int, discard: bool) -> None:
         raise OpError(BUSY, f"{disk.name} is already a swap device")
     if disk.size < 10 * PAGE:
         raise OpError(INVALID, f"{disk.name} has {disk.size} bytes: too small for swap")
+    flags = libc.SWAP_FLAG_PREFER | priority | (libc.SWAP_FLAG_DISCARD if discard else 0)
     with open(disk.path, "r+b", buffering=0) as stream:
         stream.write(header(disk.size // PAGE))
         os.fsync(stream.fileno())
-    flags = libc.SWAP_FLAG_PREFER | priority | (libc.SWAP_FLAG_DISCARD if discard else 0)
-    try:
-        libc.swapon(disk.path, flags)
-    except OSError as error:
-        raise OpError(FAILED, f"swapon {disk.path}: {error.strerror}") from error
+        # Still open: the header stays in the page cache, where swapon finds it also when the device keeps nothing.
+        try:
+            libc.swapon(disk.path, flags)
+        except OSError as error:
+            raise OpError(FAILED, f"swapon {disk.path}: {error.strerror}") from error
 
 
 def swap_on(request: Request) -> dict[str, object]:
