@@ -65,6 +65,10 @@ impl PageBackend for SwapPool {
             self.handle.flush_page(&DENSE_OBJECT, index as u32);
         }
     }
+
+    fn idle(&self) {
+        self.handle.idle();
+    }
 }
 
 #[pyclass(name = "BlkServer", module = "tmem_host._core", frozen)]

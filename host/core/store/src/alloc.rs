@@ -82,11 +82,22 @@ struct Class {
     pages: u64,
     used: u64,
     blocks: u32,
+    /// Listed in [`Shard::hungry`].
+    hungry: bool,
+}
+
+impl Class {
+    /// Pages to fault in at a time.
+    fn ahead(&self) -> u64 {
+        (self.pages / 64).clamp(AHEAD_MIN, AHEAD_MAX)
+    }
 }
 
 #[derive(Default)]
 struct Shard {
     classes: Vec<Class>,
+    /// Classes whose current block soon needs more memory: served by [`Allocator::ahead`].
+    hungry: Vec<u8>,
     blocks: std::collections::HashMap<u32, Block, BuildBlockHasher>,
 }
 
@@ -245,6 +256,11 @@ impl Allocator {
             }
             b.take(slot);
             state.used += 1;
+            let near = end + state.ahead() * OS_PAGE / 2;
+            if near > u64::from(b.populated) * OS_PAGE && b.populated < BLOCK_PAGES && !state.hungry {
+                state.hungry = true;
+                shard.hungry.push(class);
+            }
             return Some((u64::from(block) << BLOCK_SHIFT) + u64::from(slot * size));
         }
     }
@@ -253,7 +269,7 @@ impl Allocator {
     #[cold]
     fn extend(&self, block: u32, b: &mut Block, state: &mut Class, end: u64) -> bool {
         let need = end.div_ceil(OS_PAGE) as u16;
-        let ahead = (state.pages / 64).clamp(AHEAD_MIN, AHEAD_MAX) as u16;
+        let ahead = state.ahead() as u16;
         let wanted = (need + ahead - 1).min(BLOCK_PAGES);
         for to in [wanted, need] {
             if self.arena.populate(block, b.populated, to).is_ok() {
@@ -264,6 +280,23 @@ impl Allocator {
             }
         }
         false
+    }
+
+    /// Faults memory in where the calling thread's puts will need it next: off the path of a put.
+    pub fn ahead(&self) {
+        let home = home() & (self.shards.len() - 1);
+        let mut guard = self.shards[home].lock();
+        let shard = &mut *guard;
+        while let Some(class) = shard.hungry.pop() {
+            let state = &mut shard.classes[class as usize];
+            state.hungry = false;
+            let Some(block) = state.current else { continue };
+            let Some(b) = shard.blocks.get_mut(&block) else { continue };
+            let end = (u64::from(b.populated) + 1) * OS_PAGE;
+            if end <= BLOCK_SIZE {
+                self.extend(block, b, state, end);
+            }
+        }
     }
 
     /// A free block for that class: warm before punched before new.

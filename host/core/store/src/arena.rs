@@ -11,7 +11,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_secret};
+use twox_hash::XxHash3_64;
 
 use crate::error::{Result, StoreError};
 use crate::layout::{
@@ -99,7 +99,7 @@ impl Arena {
                     what: format!("format version {} is not {FORMAT_VERSION}", word(SB_VERSION)),
                 });
             }
-            if word(SB_CHECK) != xxh3_64(&head[..SB_CHECK]) {
+            if word(SB_CHECK) != XxHash3_64::oneshot(&head[..SB_CHECK]) {
                 return Err(StoreError::Corrupt {
                     path: path.into(),
                     what: "the superblock's checksum is wrong".into(),
@@ -166,7 +166,7 @@ impl Arena {
         // SAFETY: the first page was populated just now and is at least 64 bytes.
         unsafe {
             std::ptr::copy_nonoverlapping(head[8..].as_ptr(), self.base.add(8), SB_CHECK - 8);
-            layout::store(self.base.add(SB_CHECK), xxh3_64(&head));
+            layout::store(self.base.add(SB_CHECK), XxHash3_64::oneshot(&head));
             layout::store(self.base, MAGIC);
         }
         Ok(())
@@ -389,7 +389,8 @@ impl Arena {
     #[inline]
     pub fn checksum(&self, header: &SlotHeader, object: Option<&ObjectId>, data: &[u8]) -> u32 {
         let (word0, word1) = SlotHeader { checksum: 0, ..*header }.words();
-        let mut h = xxh3_64_with_secret(data, &self.secret);
+        // The secret is long enough (136 bytes), which is all that can be wrong with it.
+        let mut h = XxHash3_64::oneshot_with_secret(&self.secret, data).unwrap_or(0);
         let mut mix = |w: u64| {
             h = (h ^ w).wrapping_mul(0x9e37_79b9_7f4a_7c15);
             h ^= h >> 29;

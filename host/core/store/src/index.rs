@@ -178,11 +178,13 @@ impl Dense {
             |c: &&AtomicU64| c.compare_exchange(0, LOCKED, Ordering::Acquire, Ordering::Relaxed).is_ok();
         let locked = cells().take_while(lock).count();
         let all = locked == cells().count();
-        // SAFETY: one page of our mapping, every entry of which is locked by us and absent. It
-        // reads as zero from now on: absent, and unlocked.
-        if !all
-            || unsafe { libc::madvise(self.base.add(first as usize).cast(), 4096, libc::MADV_DONTNEED) } != 0
-        {
+        let gone = all && {
+            // SAFETY: one page of our mapping, every entry of which is locked by us and absent. It
+            // reads as zero from now on: absent, and unlocked.
+            let r = unsafe { libc::madvise(self.base.add(first as usize).cast(), 4096, libc::MADV_DONTNEED) };
+            r == 0
+        };
+        if !gone {
             cells().take(locked).for_each(|c| c.store(0, Ordering::Release));
         }
     }

@@ -338,6 +338,11 @@ impl Handle {
         self.refuse(object, index, Put::NoRoom)
     }
 
+    /// Prepares memory for the puts to come. For the moment after a request, when nobody waits.
+    pub fn idle(&self) {
+        self.inner.alloc.ahead();
+    }
+
     /// Removes the page under a key. True if there was one.
     pub fn flush_page(&self, object: &ObjectId, index: u32) -> bool {
         let t = Tick::now();

@@ -110,6 +110,11 @@ impl Pool {
         self.index.bytes()
     }
 
+    /// Puts and flushes so far.
+    pub(crate) fn changes(&self) -> u64 {
+        self.latencies.put.count() + self.latencies.flush.count()
+    }
+
     pub(crate) fn sparse(&self) -> bool {
         self.spec.pages.is_none()
     }

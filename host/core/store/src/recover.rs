@@ -104,8 +104,8 @@ pub(crate) fn recover(inner: &Inner) -> Result<Recovery> {
 
 fn read_tables(inner: &Inner) -> Result<u64> {
     let mut broken = 0;
-    for id in tables::vm_ids() {
-        match tables::read_vm(&inner.arena, id) {
+    for (id, place) in (0..).zip(tables::read_vms(&inner.arena)) {
+        match place {
             Place::Free => {}
             Place::Broken => broken += 1,
             Place::Taken(r) => {
@@ -116,8 +116,8 @@ fn read_tables(inner: &Inner) -> Result<u64> {
             }
         }
     }
-    for id in tables::pool_ids() {
-        let record = match tables::read_pool(&inner.arena, id) {
+    for (id, place) in (0..).zip(tables::read_pools(&inner.arena)) {
+        let record = match place {
             Place::Free => continue,
             Place::Broken => {
                 broken += 1;

@@ -78,8 +78,12 @@ pub(crate) struct Inner {
     pub pools: RwLock<HashMap<PoolId, Arc<Pool>>>,
     /// Serialises changes of the tables.
     tables: Mutex<()>,
-    /// One upkeep at a time.
-    upkeep: Mutex<()>,
+    /// One round of compaction and punching at a time.
+    pub tidying: Mutex<()>,
+    /// Puts and flushes at the last upkeep.
+    pub last_ops: AtomicU64,
+    /// Flushes when the indices last gave empty memory back.
+    pub last_flushes: AtomicU64,
     pub stamp: AtomicU64,
     recovery: Recovery,
     stop: Mutex<bool>,
@@ -124,7 +128,9 @@ impl Store {
             vms: RwLock::default(),
             pools: RwLock::default(),
             tables: Mutex::new(()),
-            upkeep: Mutex::new(()),
+            tidying: Mutex::new(()),
+            last_ops: AtomicU64::new(0),
+            last_flushes: AtomicU64::new(0),
             stamp: AtomicU64::new(0),
             recovery: Recovery { fresh: arena.fresh(), ..Recovery::default() },
             stop: Mutex::new(false),
@@ -421,7 +427,7 @@ impl Store {
 
     /// Punches empty blocks and compacts sparse ones, now. Bytes given back to the host.
     pub fn maintain(&self) -> u64 {
-        self.inner.tidy(0)
+        self.inner.tidy_fully()
     }
 }
 
@@ -518,17 +524,8 @@ impl Inner {
                 return;
             }
             drop(stop);
-            // Half of what is warm goes each time: memory returns within a second of the last
-            // flush, and a swap storm that reuses blocks does not pay for punching them.
-            self.tidy(self.alloc.warm_blocks() / 2);
+            self.upkeep();
             stop = self.stop.lock();
         }
-    }
-
-    /// Compacts, then punches empty blocks down to `keep`.
-    fn tidy(&self, keep: usize) -> u64 {
-        let _one = self.upkeep.lock();
-        self.compact();
-        self.alloc.trim(keep)
     }
 }

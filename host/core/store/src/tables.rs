@@ -4,7 +4,7 @@
 //! An entry's fixed part is checksummed and becomes valid with its last store, the magic. Fields
 //! that change later (quota, codec, members) are single words outside the checksum.
 
-use xxhash_rust::xxh3::xxh3_64;
+use twox_hash::XxHash3_64;
 
 use crate::arena::Arena;
 use crate::codec::Codec;
@@ -81,19 +81,30 @@ fn word(bytes: &[u8], at: usize) -> u64 {
 pub(crate) fn read_vm(arena: &Arena, id: VmId) -> Place<VmRecord> {
     let mut e = [0u8; VM_ENTRY];
     arena.table_read(vm_at(id), &mut e);
-    if word(&e, 0) == 0 {
+    parse_vm(&e)
+}
+
+/// All VMs' places in one read.
+pub(crate) fn read_vms(arena: &Arena) -> Vec<Place<VmRecord>> {
+    let mut all = vec![0u8; MAX_VMS * VM_ENTRY];
+    arena.table_read(VM_TABLE, &mut all);
+    all.chunks_exact(VM_ENTRY).map(parse_vm).collect()
+}
+
+fn parse_vm(e: &[u8]) -> Place<VmRecord> {
+    if word(e, 0) == 0 {
         return Place::Free;
     }
-    let len = word(&e, 16) as usize;
-    if word(&e, 0) != LIVE || word(&e, 8) != xxh3_64(&e[16..VM_FIXED]) || len > NAME_MAX {
+    let len = word(e, 16) as usize;
+    if word(e, 0) != LIVE || word(e, 8) != XxHash3_64::oneshot(&e[16..VM_FIXED]) || len > NAME_MAX {
         return Place::Broken;
     }
     let Ok(name) = std::str::from_utf8(&e[24..24 + len]) else { return Place::Broken };
-    let changing = word(&e, VM_WEIGHT_FROZEN as usize);
+    let changing = word(e, VM_WEIGHT_FROZEN as usize);
     Place::Taken(VmRecord {
         name: name.into(),
-        reservation: word(&e, VM_RESERVATION as usize),
-        cap: word(&e, VM_CAP as usize),
+        reservation: word(e, VM_RESERVATION as usize),
+        cap: word(e, VM_CAP as usize),
         weight: changing as u32,
         frozen: changing >> 32 & 1 != 0,
     })
@@ -113,7 +124,7 @@ pub(crate) fn write_vm(arena: &Arena, id: VmId, vm: &VmRecord) -> Result<()> {
     e[16..24].copy_from_slice(&(vm.name.len() as u64).to_le_bytes());
     e[24..24 + vm.name.len()].copy_from_slice(vm.name.as_bytes());
     arena.table_write(at + 16, &e[16..]);
-    arena.table_store(at + 8, xxh3_64(&e[16..]));
+    arena.table_store(at + 8, XxHash3_64::oneshot(&e[16..]));
     arena.table_store(at, LIVE);
     Ok(())
 }
@@ -133,18 +144,29 @@ pub(crate) fn clear_vm(arena: &Arena, id: VmId) {
 pub(crate) fn read_pool(arena: &Arena, id: PoolId) -> Place<PoolRecord> {
     let mut e = [0u8; POOL_ENTRY];
     arena.table_read(pool_at(id), &mut e);
-    let magic = word(&e, 0);
+    parse_pool(&e)
+}
+
+/// All pools' places in one read.
+pub(crate) fn read_pools(arena: &Arena) -> Vec<Place<PoolRecord>> {
+    let mut all = vec![0u8; MAX_POOLS * POOL_ENTRY];
+    arena.table_read(POOL_TABLE, &mut all);
+    all.chunks_exact(POOL_ENTRY).map(parse_pool).collect()
+}
+
+fn parse_pool(e: &[u8]) -> Place<PoolRecord> {
+    let magic = word(e, 0);
     if magic == 0 {
         return Place::Free;
     }
-    let changing = word(&e, POOL_CODEC_DAMAGED as usize);
+    let changing = word(e, POOL_CODEC_DAMAGED as usize);
     let codec = Codec::from_byte(changing as u8);
     let (Some(codec), true, true) =
-        (codec, magic == LIVE || magic == DYING, word(&e, 8) == xxh3_64(&e[16..POOL_FIXED]))
+        (codec, magic == LIVE || magic == DYING, word(e, 8) == XxHash3_64::oneshot(&e[16..POOL_FIXED]))
     else {
         return Place::Broken;
     };
-    let flags = word(&e, 16);
+    let flags = word(e, 16);
     let mut uuid = [0; 16];
     uuid.copy_from_slice(&e[32..48]);
     let members = e[POOL_MEMBERS as usize..POOL_MEMBERS as usize + MEMBERS_MAX * 2]
@@ -156,7 +178,7 @@ pub(crate) fn read_pool(arena: &Arena, id: PoolId) -> Place<PoolRecord> {
         spec: PoolSpec {
             persistent: flags & FLAG_PERSISTENT != 0,
             shared: (flags & FLAG_SHARED != 0).then_some(uuid),
-            pages: (flags & FLAG_DENSE != 0).then_some(word(&e, 24) as u32),
+            pages: (flags & FLAG_DENSE != 0).then_some(word(e, 24) as u32),
             codec,
         },
         members,
@@ -179,7 +201,7 @@ pub(crate) fn write_pool(arena: &Arena, id: PoolId, pool: &PoolRecord) -> Result
     e[24..32].copy_from_slice(&u64::from(spec.pages.unwrap_or(0)).to_le_bytes());
     e[32..48].copy_from_slice(&spec.shared.unwrap_or_default());
     arena.table_write(at + 16, &e[16..]);
-    arena.table_store(at + 8, xxh3_64(&e[16..]));
+    arena.table_store(at + 8, XxHash3_64::oneshot(&e[16..]));
     arena.table_store(at, LIVE);
     Ok(())
 }

@@ -18,10 +18,14 @@ use crate::store::Inner;
 const EVICT_BATCH: u32 = 10;
 /// Candidates looked at for one eviction, should others take them first.
 const EVICT_SEARCH: u32 = 64;
-/// Compaction starts in a class when more than 1/8 of its memory is in free slots.
-const SPARE: u64 = 8;
-/// Blocks compacted in one go.
-const COMPACT_BATCH: u32 = 64;
+/// Compaction starts in a class when more than 1/32 of its memory is in free slots, or 1/8 while
+/// the store is busy: then free slots are about to be used again.
+const SPARE_QUIET: u64 = 32;
+const SPARE_BUSY: u64 = 8;
+/// Puts and flushes since the last upkeep from which on the store counts as busy.
+const BUSY_OPS: u64 = 2000;
+/// Blocks compacted in one go: some 10 ms of work.
+const COMPACT_BATCH: u32 = 16;
 
 impl Inner {
     /// Makes room for a put of `bytes`: first grants that are not used, then ephemeral pages of
@@ -95,15 +99,52 @@ impl Inner {
     }
 
     /// Moves pages out of blocks that hold little, so that the blocks become free.
-    pub fn compact(&self) {
-        for _ in 0..COMPACT_BATCH {
-            let Some(block) = self.alloc.close_sparsest(SPARE) else { return };
+    pub fn compact(&self, spare: u64, blocks: u32) {
+        for _ in 0..blocks {
+            let Some(block) = self.alloc.close_sparsest(spare) else { return };
             let moved = self.alloc.used_slots(block).into_iter().all(|slot| self.relocate(slot));
             if !moved {
                 self.alloc.reopen(block);
                 return;
             }
         }
+    }
+
+    /// One round of the upkeep thread.
+    pub fn upkeep(&self) {
+        let ops = self.pools.read().values().map(|p| p.changes()).sum();
+        let before = self.last_ops.swap(ops, Ordering::Relaxed);
+        let busy = ops.abs_diff(before) > BUSY_OPS;
+        // Half of what is warm goes each time: memory returns within a second of the last flush,
+        // and a swap storm that reuses blocks does not pay for punching them.
+        let keep = self.alloc.warm_blocks() / 2;
+        self.tidy(if busy { SPARE_BUSY } else { SPARE_QUIET }, COMPACT_BATCH, keep);
+        let flushes = self.pools.read().values().map(|p| p.latencies.flush.count()).sum();
+        if !busy && self.last_flushes.swap(flushes, Ordering::Relaxed) != flushes {
+            self.release_indices();
+        }
+    }
+
+    fn release_indices(&self) {
+        let pools: Vec<_> = self.pools.read().values().cloned().collect();
+        pools.iter().for_each(|p| p.index.release_empty());
+    }
+
+    /// Compacts, then punches empty blocks down to `keep`. Bytes given back to the host.
+    pub fn tidy(&self, spare: u64, blocks: u32, keep: usize) -> u64 {
+        let _one = self.tidying.lock();
+        self.compact(spare, blocks);
+        let pools: Vec<_> = self.pools.read().values().cloned().collect();
+        for pool in pools.iter().filter(|p| p.holding.pages.load(Ordering::Relaxed) == 0) {
+            pool.index.release_empty();
+        }
+        self.alloc.trim(keep)
+    }
+
+    /// All that can be given back, now.
+    pub fn tidy_fully(&self) -> u64 {
+        self.release_indices();
+        self.tidy(SPARE_QUIET, u32::MAX, 0)
     }
 
     /// Moves one page to another slot. False: no room for it.
