@@ -37,6 +37,7 @@ from tmem_host.bench.channel_backends import (
 )
 from tmem_host.bench.channel_figures import record_figures
 from tmem_host.bench.channel_scratch import scratch
+from tmem_host.bench.comparators_load import note_load
 from tmem_host.bench.harness import record_harness
 from tmem_host.bench.runner import Arm, BenchContext, BenchError, bench
 from tmem_host.config import PAGE_SIZE
@@ -115,9 +116,11 @@ async def run(ctx: BenchContext) -> None:
                 raise BenchError(f"no arm is called {', '.join(wanted)}", f"choose from: {', '.join(backends)}")
             bench_run = _Run(ctx, plan, tree, pages_file, backends)
             record_harness(ctx)
+            await note_load(ctx, "start")
             arms = [Arm(name, _dimensions(name)) for name in chosen]
             await ctx.interleave(arms, rounds=plan.rounds, run=bench_run.turn)
             await bench_run.check(arms)
+    await note_load(ctx, "end")
     record_figures(ctx)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tmem_host.bench import store_memory, store_ops, store_pages, store_recovery, store_scale
 from tmem_host.bench.channel_scratch import scratch
+from tmem_host.bench.comparators_load import note_load
 from tmem_host.bench.harness import record_harness
 from tmem_host.bench.runner import Arm, BenchContext, BenchError, bench
 from tmem_host.bench.store_figures import record_figures
@@ -41,6 +42,7 @@ async def run(ctx: BenchContext) -> None:
     """Runs the parts. Raises TmemError when nothing can be run at all."""
     plan = _plan(ctx)
     record_harness(ctx)
+    await note_load(ctx, "start")
     with scratch(512 * MIB) as folder:
         if "cost" in plan.parts:
             await _cost(ctx, plan, folder)
@@ -53,6 +55,7 @@ async def run(ctx: BenchContext) -> None:
             await store_scale.scaling(ctx, folder, plan.kinds[0], plan.pages, plan.rounds)
         if "recovery" in plan.parts:
             await _recovery(ctx, plan, folder)
+    await note_load(ctx, "end")
     record_figures(ctx, plan.kinds)
 
 
