@@ -45,7 +45,7 @@ def bench(out: Path, *args: str) -> list[str]:
 
 def mine() -> set[str]:
     """Folders of benches in shared memory."""
-    return {p.name for p in SHARED_MEMORY.glob("tmem-bench-*")}
+    return {p.name for p in SHARED_MEMORY.glob("tmem-scratch-*")}
 
 
 def test_all_quick_arms_have_figures(tree: comparators.Tree, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def devices() -> set[str]:
 
 
 def left() -> set[str]:
-    return {p.name for p in SHARED_MEMORY.glob("tmem-bench-*")}
+    return {p.name for p in SHARED_MEMORY.glob("tmem-scratch-*")}
 
 
 def test_every_part_has_figures(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from tmem_host.errors import NoSpace
 
 SHARED_MEMORY = Path("/dev/shm")
-_PREFIX = "tmem-bench-"
+_PREFIX = "tmem-scratch-"
 
 
 @contextlib.contextmanager
