@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Serves a ring made of arbitrary bytes; see ../README.md.
+#![no_main]
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use libfuzzer_sys::fuzz_target;
+use tmem_channel::device::Device;
+use tmem_channel::ring::{Ring, RingSetup};
+use tmem_channel::stats::QueueCounters;
+use tmem_channel::{Fault, GetResult, PAGE_SIZE, PageBackend, PutResult};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+
+const PAGES: u64 = 64;
+const REGION: usize = 64 << 10;
+/// Two regions that touch in guest-physical space, one apart, and one for the rings that no descriptor points to:
+/// a request that reads data over its own ring could not be checked from outside.
+const BASES: [u64; 4] = [0x1_0000, 0x2_0000, 0x8_0000, RINGS];
+const DESC: u64 = 0x1_0000;
+const RINGS: u64 = 0x10_0000;
+const AVAIL: u64 = RINGS + 0x1000;
+const USED: u64 = RINGS + 0x2000;
+const SIZE: u16 = 32;
+
+/// Regions between inaccessible pages: an access past an end is a crash, not a silent read of something else.
+fn memory() -> &'static Arc<GuestMemoryMmap> {
+    static MEMORY: OnceLock<Arc<GuestMemoryMmap>> = OnceLock::new();
+    MEMORY.get_or_init(|| {
+        let regions = BASES
+            .iter()
+            .map(|base| {
+                let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+                // SAFETY: a fresh anonymous mapping; its middle is made accessible and handed over for good.
+                let region = unsafe {
+                    let map = libc::mmap(std::ptr::null_mut(), REGION * 3, libc::PROT_NONE, flags, -1, 0);
+                    assert_ne!(map, libc::MAP_FAILED);
+                    let middle = map.cast::<u8>().add(REGION);
+                    let access = libc::PROT_READ | libc::PROT_WRITE;
+                    assert_eq!(libc::mprotect(middle.cast(), REGION, access), 0);
+                    MmapRegion::build_raw(middle, REGION, access, flags).unwrap()
+                };
+                GuestRegionMmap::new(region, GuestAddress(*base)).unwrap()
+            })
+            .collect();
+        Arc::new(GuestMemoryMmap::from_regions(regions).unwrap())
+    })
+}
+
+/// Keeps pages, checks what it is asked, and lets the guest meddle while it is.
+struct Backend {
+    pages: Mutex<HashMap<u64, Vec<u8>>>,
+    /// Places and values the guest writes while a request is served.
+    meddle: Mutex<Vec<(u16, u8)>>,
+}
+
+impl Backend {
+    fn meddle(&self) {
+        if let Some((at, value)) = self.meddle.lock().unwrap().pop() {
+            // Descriptors, headers and buffers.
+            let at = if at < 0x1000 { DESC + u64::from(at) } else { 0x1_4000 + u64::from(at) % 0xc000 };
+            memory().write_obj(value, GuestAddress(at)).unwrap();
+        }
+    }
+}
+
+impl PageBackend for Backend {
+    fn pages(&self) -> u64 {
+        PAGES
+    }
+    unsafe fn put(&self, index: u64, src: *const u8) -> PutResult {
+        assert!(index < PAGES && src.cast::<u64>().is_aligned());
+        self.meddle();
+        // SAFETY: by contract of put(): this is what the fuzzer is to prove wrong.
+        let page = unsafe { std::slice::from_raw_parts(src, PAGE_SIZE) }.to_vec();
+        if index % 13 == 7 {
+            self.pages.lock().unwrap().remove(&index);
+            return PutResult::NoRoom;
+        }
+        self.pages.lock().unwrap().insert(index, page);
+        PutResult::Stored
+    }
+    unsafe fn get(&self, index: u64, dst: *mut u8) -> GetResult {
+        assert!(index < PAGES && dst.cast::<u64>().is_aligned());
+        self.meddle();
+        if index % 17 == 3 {
+            return GetResult::Lost;
+        }
+        match self.pages.lock().unwrap().get(&index) {
+            // SAFETY: by contract of get().
+            Some(page) => unsafe { dst.copy_from_nonoverlapping(page.as_ptr(), PAGE_SIZE) },
+            None => return GetResult::Miss,
+        }
+        GetResult::Hit
+    }
+    fn write_part(&self, index: u64, offset: usize, data: &[u8]) -> PutResult {
+        assert!(index < PAGES && offset + data.len() <= PAGE_SIZE && !data.is_empty());
+        assert!(offset % 512 == 0 && data.len() % 512 == 0);
+        self.meddle();
+        let mut pages = self.pages.lock().unwrap();
+        let page = pages.entry(index).or_insert_with(|| vec![0; PAGE_SIZE]);
+        page[offset..offset + data.len()].copy_from_slice(data);
+        PutResult::Stored
+    }
+    fn flush(&self, index: u64, count: u64) {
+        assert!(count > 0 && index + count <= PAGES);
+        self.pages.lock().unwrap().retain(|at, _| *at < index || *at >= index + count);
+    }
+}
+
+struct Input<'a>(&'a [u8]);
+
+impl Input<'_> {
+    fn u8(&mut self) -> u8 {
+        let Some((first, rest)) = self.0.split_first() else { return 0 };
+        self.0 = rest;
+        *first
+    }
+    fn u16(&mut self) -> u16 {
+        u16::from_le_bytes([self.u8(), self.u8()])
+    }
+    fn u64(&mut self) -> u64 {
+        (0..8).fold(0, |all, i| all | u64::from(self.u8()) << (8 * i))
+    }
+
+    /// An address that is near something, or anything.
+    fn address(&mut self) -> u64 {
+        match self.u8() % 8 {
+            0 => match self.u64() {
+                rings if (RINGS..RINGS + REGION as u64).contains(&rings) => !rings,
+                anything => anything,
+            },
+            1 => 0x8_0000 + u64::from(self.u16()),
+            2 => DESC + u64::from(self.u8()) * 16,
+            3 => 0x3_0000 - u64::from(self.u8()) * 64,
+            _ => 0x1_4000 + u64::from(self.u16()) % 0x1_c000 / 16 * 16,
+        }
+    }
+
+    fn length(&mut self) -> u32 {
+        match self.u8() % 8 {
+            0 => self.u64() as u32,
+            1 => u32::from(self.u8()),
+            2 => 16,
+            3 => 1,
+            4 => u32::from(self.u8() % 40) * 16,
+            5 => u32::from(self.u8() % 40) * 512,
+            _ => 4096,
+        }
+    }
+
+    /// A descriptor, most often one that leads somewhere.
+    fn descriptor(&mut self, index: u16, entries: u16) -> [u8; 16] {
+        let how = self.u8();
+        let flags = match how % 8 {
+            0 => self.u16(),
+            1 => 4,
+            2 => 2,
+            3 | 4 => 3,
+            _ => 1,
+        };
+        let next = if how & 0xc0 == 0xc0 { self.u16() } else { (index + 1) % entries };
+        let mut raw = [0; 16];
+        raw[..8].copy_from_slice(&self.address().to_le_bytes());
+        raw[8..12].copy_from_slice(&self.length().to_le_bytes());
+        raw[12..14].copy_from_slice(&flags.to_le_bytes());
+        raw[14..].copy_from_slice(&next.to_le_bytes());
+        raw
+    }
+}
+
+fuzz_target!(|data: &[u8]| {
+    let mem = memory();
+    let mut input = Input(data);
+    for base in BASES {
+        mem.write_slice(&[0; REGION], GuestAddress(base)).unwrap();
+    }
+    let mode = input.u8();
+    let start = if mode & 1 == 0 { 0 } else { input.u16() };
+    // Headers everywhere an address can point to, with types and sectors that mostly exist.
+    for slot in 0..u64::from(input.u8()) {
+        let mut header = [0; 16];
+        header[0] = if mode & 2 == 0 { [0, 1, 1, 4, 8, 11, 13, 0][usize::from(input.u8() % 8)] } else { input.u8() };
+        header[8..].copy_from_slice(&if mode & 4 == 0 { u64::from(input.u16() % 520) } else { input.u64() }.to_le_bytes());
+        mem.write_slice(&header, GuestAddress(0x1_4000 + slot * 16)).unwrap();
+    }
+    for index in 0..SIZE {
+        let raw = input.descriptor(index, SIZE);
+        mem.write_slice(&raw, GuestAddress(DESC + u64::from(index) * 16)).unwrap();
+    }
+    // An indirect table or two.
+    for table in 0..u64::from(mode >> 6) {
+        for index in 0..16 {
+            let raw = input.descriptor(index, 16);
+            mem.write_slice(&raw, GuestAddress(0x1_5000 + table * 0x1000 + u64::from(index) * 16)).unwrap();
+        }
+    }
+    for slot in 0..u64::from(SIZE) {
+        let head = if mode & 8 == 0 { input.u16() % SIZE } else { input.u16() };
+        mem.write_obj(head, GuestAddress(AVAIL + 4 + slot * 2)).unwrap();
+    }
+    mem.write_obj(start, GuestAddress(USED + 2)).unwrap();
+    mem.write_obj(start, GuestAddress(AVAIL + 2)).unwrap();
+
+    let backend = Arc::new(Backend { pages: Mutex::default(), meddle: Mutex::default() });
+    for _ in 0..input.u8() % 16 {
+        let place = (input.u16(), input.u8());
+        backend.meddle.lock().unwrap().push(place);
+    }
+    let device = Device::new(backend, mode & 16 != 0, "fuzz", Arc::new(AtomicBool::new(false)));
+    let counters = QueueCounters::default();
+    let setup = RingSetup {
+        size: SIZE,
+        desc: DESC,
+        avail: AVAIL,
+        used: USED,
+        event_idx: mode & 32 != 0,
+        indirect: mode & 0xc0 != 0,
+    };
+    let mut ring = Ring::start(setup, mem.clone()).unwrap();
+    let mut done = start;
+    for _ in 0..4 {
+        let ahead = match input.u8() {
+            0xff => input.u16(),
+            n => u16::from(n) % (SIZE + 1),
+        };
+        let avail = done.wrapping_add(ahead);
+        mem.write_obj(avail, GuestAddress(AVAIL + 2)).unwrap();
+        while ring.has_work() {
+            let before = ring.base();
+            let result = ring.serve(&device, &counters);
+            let used: u16 = mem.load(GuestAddress(USED + 2), Ordering::Relaxed).unwrap();
+            let completed = used.wrapping_sub(before);
+            for i in 0..completed {
+                // In order, each head once.
+                let slot = u64::from(before.wrapping_add(i) % SIZE);
+                let head: u16 = mem.read_obj(GuestAddress(AVAIL + 4 + slot * 2)).unwrap();
+                let id: u32 = mem.read_obj(GuestAddress(USED + 4 + slot * 8)).unwrap();
+                assert_eq!(u32::from(head), id);
+            }
+            match result {
+                Ok(served) => {
+                    assert!(served.completed > 0, "work that is not done spins for ever");
+                    assert_eq!(served.completed, usize::from(completed));
+                    assert_eq!(ring.base(), used);
+                }
+                Err(fault) => {
+                    let jumped = avail.wrapping_sub(before) > SIZE;
+                    let head = mode & 8 != 0;
+                    assert!(fault == Fault::AvailIndex && jumped || fault == Fault::HeadIndex && head);
+                    return;
+                }
+            }
+            done = used;
+        }
+        let _ = ring.want_kicks();
+    }
+});
+
