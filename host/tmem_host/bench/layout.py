@@ -13,6 +13,7 @@ from typing import Literal
 
 from tmem_host.bench import stats
 from tmem_host.bench.results import Record, Results, Scalar
+from tmem_host.bench.units import number
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Column:
     label: str
     where: Mapping[str, Scalar] = field(default_factory=dict)
     statistic: Literal["median", "p99"] = "median"
+    compare: bool = True
+    """Whether dividing by the baseline means something."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,12 @@ LAYOUTS: dict[str, Layout] = {
             "A guest with more work than memory: what does each place for its pages cost?",
             (
                 Column("run_time", "run time", {"phase": "all"}),
-                Column("fault_latency", "random fault, median"),
-                Column("fault_latency", "random fault, p99", statistic="p99"),
+                Column("fault_latency", "random fault", {"phase": "random"}),
+                Column("fault_latency", "same, p99", {"phase": "random"}, statistic="p99"),
                 Column("page_out", "per page out"),
-                Column("page_in", "per page in", {"phase": "random"}),
-                Column("compression_ratio", "compression"),
-                Column("host_held", "host memory held"),
+                Column("page_in", "per page in, random", {"phase": "random"}),
+                Column("compression_ratio", "compression", compare=False),
+                Column("held", "held at most", compare=False),
                 Column("host_cpu", "host CPU", {"process": "all"}),
             ),
             baseline="disk-none",
@@ -93,9 +96,11 @@ LAYOUTS: dict[str, Layout] = {
             "What does keeping a page cost over compressing it?",
             (
                 Column("put", "put"),
+                Column("put", "put over a page", {"state": "overwrite"}),
                 Column("get", "get"),
                 Column("flush", "flush"),
             ),
+            baseline="bare-lz4",
             rows=("contents",),
         ),
         Layout(
@@ -103,11 +108,14 @@ LAYOUTS: dict[str, Layout] = {
             "Channel",
             "What does a page cost through vhost-user-blk, by queue depth?",
             (
-                Column("latency", "write", {"op": "write"}),
-                Column("latency", "read", {"op": "read"}),
-                Column("throughput", "writes", {"op": "write"}),
-                Column("throughput", "reads", {"op": "read"}),
+                Column("latency", "read", {"op": "read", "client": "qemu-img"}),
+                Column("latency", "write", {"op": "write", "client": "qemu-img"}),
+                Column("throughput", "reads", {"op": "read", "client": "qemu-img"}),
+                Column("throughput", "writes that compress", {"op": "write", "client": "libblkio-event"}),
+                Column("request_latency", "read, p99", {"op": "read", "client": "libblkio-event"}, statistic="p99"),
+                Column("server_cpu", "server CPU, read", {"op": "read", "client": "qemu-img"}),
             ),
+            baseline="qsd-tmpfs",
             rows=("depth",),
         ),
     )
@@ -160,7 +168,12 @@ def _cell(results: Results, layout: Layout, column: Column, labels: Mapping[str,
     q = 0.5 if column.statistic == "median" else 0.99
     value = stats.bootstrap_quantile(record.samples, q, record.round_sizes, seed=results.seed)
     against = None
-    if layout.baseline is not None and column.statistic == "median" and labels["arm"] != layout.baseline:
+    if (
+        column.compare
+        and layout.baseline is not None
+        and column.statistic == "median"
+        and labels["arm"] != layout.baseline
+    ):
         base = _one(results, column, {**labels, "arm": layout.baseline})
         if base is not None and stats.median(base.samples) > 0:
             against = stats.ratio(record.samples, base.samples, record.round_sizes, base.round_sizes, seed=results.seed)
@@ -170,3 +183,17 @@ def _cell(results: Results, layout: Layout, column: Column, labels: Mapping[str,
 def _one(results: Results, column: Column, labels: Mapping[str, Scalar]) -> Record | None:
     found = results.find(column.metric, **{**labels, **column.where})
     return found[0] if found else None
+
+
+def power(results: Results) -> str:
+    """What the number of rounds allows to be said; empty when there are enough of them, or none at all."""
+    rounds = len(results.arm_order)
+    if not rounds:
+        return ""
+    smallest = stats.smallest_p(rounds, rounds)
+    if smallest <= 0.05:
+        return ""
+    return (
+        f"{rounds} {'round is' if rounds == 1 else 'rounds are'} too few to call any difference significant: the smallest p "
+        f"that a permutation test over rounds can reach is {number(min(1.0, smallest))}. Intervals span the rounds that were run."
+    )

@@ -24,7 +24,8 @@ from tmem_host.config import PAGE_SIZE
 from tmem_host.core import Store
 from tmem_host.errors import TmemError
 
-BATCH = 256
+#: Pages of a sample: enough that the clock's 25 ns do not count, few enough that most batches are not interrupted.
+BATCH = 64
 _ARENA_NUMBERS = itertools.count()
 
 

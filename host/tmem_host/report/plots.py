@@ -348,7 +348,7 @@ def swap_host_held(results: Results) -> Plot | None:
     )
 
 
-# ---- store and channel
+# ---- store
 
 
 def _store_plot(op: str, title: str) -> None:
@@ -360,7 +360,9 @@ def _store_plot(op: str, title: str) -> None:
         for content in contents:
             for r in records:
                 if str(r.dimensions.get("contents", "")) == content:
-                    groups.append((f"{content} · {r.arm}" if len(contents) > 1 else r.arm, [r]))
+                    state = r.dimensions.get("state", "")
+                    label = f"{r.arm} ({state})" if state else r.arm
+                    groups.append((f"{content} · {label}" if len(contents) > 1 else label, [r]))
         return bar_plot(results, op, title, "Median per page; whisker: 95 % interval. Shorter is better.", groups)
 
 
@@ -368,18 +370,118 @@ _store_plot("put", "Put: time per page")
 _store_plot("get", "Get: time per page")
 
 
-def _channel_plot(metric: str, op: str, title: str, caption: str) -> None:
+@plot("store")
+def store_memory(results: Results) -> Plot | None:
+    """What is held over what is compressed."""
+    return bar_plot(
+        results,
+        "held-over-compressed",
+        "Memory held over compressed bytes",
+        "Store: bytes held, less 24 a page, over compressed bytes (goal 1.06). zram: memory used over compressed.",
+        [
+            (
+                " · ".join(
+                    [r.arm, *(str(r.dimensions[d]) for d in ("stored_mib", "contents", "state") if d in r.dimensions)]
+                ),
+                [r],
+            )
+            for r in results.find("held_over_compressed")
+        ],
+    )
+
+
+@plot("store")
+def store_resident(results: Results) -> Plot | None:
+    """The cost of an operation by pages resident."""
+    return bar_plot(
+        results,
+        "by-resident",
+        "Cost of an operation by pages resident",
+        "Random puts and gets of small pages; median per page, whisker: 95 % interval.",
+        [
+            (f"{op} · {r.dimensions.get('resident')} pages", [r])
+            for op in ("put", "get")
+            for r in results.find(f"{op}_by_resident")
+        ],
+    )
+
+
+@plot("store")
+def store_threads(results: Results) -> Plot | None:
+    """Pages per second of one and of two threads."""
+    return bar_plot(
+        results,
+        "threads",
+        "Pages per second of one and of two threads",
+        "Each thread has a VM of its own. The bare codec shares nothing: it shows what the CPUs allow.",
+        [
+            (f"{r.dimensions.get('op')} · {r.arm} · {r.dimensions.get('threads')}", [r])
+            for op in ("put", "get")
+            for r in results.find("throughput", op=op, part="threads")
+        ],
+    )
+
+
+# ---- channel
+
+
+def _channel_plot(metric: str, op: str, client: str, contents: str, title: str, caption: str) -> None:
     @plot("channel")
     def one(results: Results) -> Plot | None:
-        records = [r for r in results.find(metric, op=op) if r.arm != "harness"]
-        return line_plot(results, f"{metric}-{op}", title, caption, records, "depth")
+        records = results.find(metric, op=op, client=client, contents=contents)
+        return line_plot(results, f"{metric}-{op}-{client}", title, caption, records, "depth")
 
 
+_BAND = "band: 95 % interval. Dashed: polling."
 _channel_plot(
-    "latency", "write", "Write latency by queue depth", "Median per request; band: 95 % interval. Dashed: polling."
+    "latency",
+    "read",
+    "qemu-img",
+    "compressible",
+    "Read latency by queue depth",
+    f"qemu-img bench, pages that compress; mean of the requests in flight; {_BAND}",
 )
 _channel_plot(
-    "latency", "read", "Read latency by queue depth", "Median per request; band: 95 % interval. Dashed: polling."
+    "latency",
+    "write",
+    "qemu-img",
+    "same-filled",
+    "Write latency by queue depth",
+    f"qemu-img bench, same-filled pages; mean of the requests in flight; {_BAND}",
 )
-_channel_plot("throughput", "write", "Writes per second by queue depth", "Higher is better; band: 95 % interval.")
-_channel_plot("throughput", "read", "Reads per second by queue depth", "Higher is better; band: 95 % interval.")
+_channel_plot(
+    "throughput",
+    "read",
+    "qemu-img",
+    "compressible",
+    "Reads per second by queue depth",
+    f"qemu-img bench, pages that compress. Higher is better; {_BAND}",
+)
+_channel_plot(
+    "throughput",
+    "write",
+    "libblkio-event",
+    "compressible",
+    "Writes per second by queue depth",
+    f"libblkio, pages that compress. Higher is better; {_BAND}",
+)
+_channel_plot(
+    "server_cpu",
+    "read",
+    "qemu-img",
+    "compressible",
+    "CPU time of the server per read",
+    f"qemu-img bench, pages that compress. Lower is better; {_BAND}",
+)
+
+
+@plot("channel")
+def channel_requests(results: Results) -> Plot | None:
+    """Latency of single reads at depth 1."""
+    return strip_plot(
+        results,
+        "request-latency",
+        "Latency of single reads at depth 1",
+        "libblkio waiting for events; pages that compress.",
+        results.find("request_latency", op="read", depth=1, client="libblkio-event"),
+    )
