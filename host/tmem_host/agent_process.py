@@ -55,10 +55,7 @@ class AgentProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            self.stop()
-        finally:
-            self.client.close()
+        self.stop()
 
     @property
     def pid(self) -> int:

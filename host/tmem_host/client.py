@@ -3,26 +3,40 @@
 
 from __future__ import annotations
 
+import http.client
+import json
+import socket
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, TypeVar
 
-import httpx
 from pydantic import BaseModel, ValidationError
 
 from tmem_host.config import check_socket_path, check_vm_name, state_dir
-from tmem_host.errors import BY_SLUG, TmemError, Unavailable
+from tmem_host.errors import BY_SLUG, Denied, TmemError, Unavailable
 from tmem_host.models import ChannelInfo, Health, Problem, StoreInfo, VmCreate, VmInfo, VmList, VmUpdate
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
-#: Removing a VM with tens of millions of pages takes seconds.
-TIMEOUT: Final = httpx.Timeout(60.0, connect=5.0)
+#: Seconds. Removing a VM with tens of millions of pages takes seconds.
+TIMEOUT: Final = 60.0
 
 
 def _vm(name: str) -> str:
     """The path of a VM.  Checked here too: a name with a slash would be another route."""
     return f"/vms/{check_vm_name(name)}"
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket.  Of the standard library: every command of ``tmem`` starts with this."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("agent", timeout=TIMEOUT)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self.sock.settimeout(TIMEOUT)
+        self.sock.connect(str(self._path))
 
 
 class AgentClient:
@@ -31,20 +45,6 @@ class AgentClient:
     def __init__(self, state: Path | str | None = None) -> None:
         folder = state_dir() if state is None else Path(state).absolute()
         self.socket = check_socket_path(folder / "api.sock")
-        self._http = httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(self.socket)), base_url="http://agent/v1", timeout=TIMEOUT
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._http.close()
 
     def health(self) -> Health:
         return self._ask("GET", "/health", Health)
@@ -77,26 +77,35 @@ class AgentClient:
         return self._ask("GET", f"{_vm(name)}/channel", ChannelInfo)
 
     def _ask(self, method: str, path: str, answer: type[Answer], body: dict[str, Any] | None = None) -> Answer:
-        response = self._request(method, path, body)
+        content = self._request(method, path, body)
         try:
-            return answer.model_validate_json(response.content)
+            return answer.model_validate_json(content)
         except ValidationError as error:
             raise TmemError(
                 f"the agent at {self.socket} answers in a way that this client does not know",
                 "are agent and client of one version?",
             ) from error
 
-    def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
+    def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> bytes:
+        """The content of a good answer; else the error that the agent reports."""
+        connection = _UnixConnection(self.socket)
+        headers = {"Connection": "close"} | ({} if body is None else {"Content-Type": "application/json"})
         try:
-            response = self._http.request(method, path, json=body)
-        except httpx.TimeoutException as error:
+            connection.request(method, f"/v1{path}", None if body is None else json.dumps(body), headers)
+            response = connection.getresponse()
+            content = response.read()
+        except TimeoutError as error:
             raise Unavailable(f"the agent at {self.socket} does not answer in time", "see its agent.log") from error
-        except httpx.TransportError as error:
+        except PermissionError as error:
+            raise Denied(f"no permission on {self.socket}", "be the user that runs the agent") from error
+        except (OSError, http.client.HTTPException) as error:
             raise Unavailable(f"no agent answers at {self.socket}", "start one with 'tmem serve'") from error
-        if response.is_success:
-            return response
+        finally:
+            connection.close()
+        if response.status < 300:
+            return content
         try:
-            problem = Problem.model_validate_json(response.content)
+            problem = Problem.model_validate_json(content)
         except ValidationError:
-            raise TmemError(f"the agent at {self.socket} answers {response.status_code}", "see its agent.log") from None
+            raise TmemError(f"the agent at {self.socket} answers {response.status}", "see its agent.log") from None
         raise BY_SLUG.get(problem.kind, TmemError)(problem.detail, problem.hint)

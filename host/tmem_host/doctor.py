@@ -79,8 +79,7 @@ def _agent(folder: Path) -> Finding:
     from tmem_host.client import AgentClient
 
     try:
-        with AgentClient(folder) as client:
-            health = client.health()
+        health = AgentClient(folder).health()
     except TmemError as error:
         return Finding(subject="agent", state="limited", found=error.message, advice=error.hint)
     found = f"version {health.version} serves {health.vms} VMs, process {health.pid}"

@@ -61,6 +61,7 @@ class Service:
         arena = states.choose_arena(config, state)
         states.check_arena_present(arena, state, accept_loss=config.accept_loss)
         states.private_folder(arena.parent)
+        states.private_folder(config.sockets)
         limit = states.choose_limit(arena, config.limit)
         with core_errors(f"the arena {arena} cannot be opened"):
             store = Store(str(arena), limit_bytes=limit, accept_loss=config.accept_loss)
@@ -78,7 +79,6 @@ class Service:
     def start_channels(self) -> None:
         """Listens on every VM's socket, so that guests go on."""
         with self._changing:
-            states.private_folder(self.config.sockets)
             for entry in self._state.vms.values():
                 if entry.name not in self._channels:
                     self._listen(entry)

@@ -155,7 +155,7 @@ async def run_hog(
     async with guest(plan, client, name, workdir, evidence) as vm:
         start = await asyncio.to_thread(client.store)
         await vm.agent.swap_on(name, require_discard=True)
-        run = _Run(plan, agent, name, say)
+        run = HogRun(plan, agent, name, say)
         began = time.monotonic()
         results = await run.hogs(vm)
         seconds = time.monotonic() - began
@@ -182,7 +182,7 @@ async def run_hog(
         )
 
 
-class _Run:
+class HogRun:
     """The hogs of one guest, the killing of the agent meanwhile, and what the host held at the most."""
 
     def __init__(self, plan: HogPlan, agent: AgentProcess, name: str, say: Report) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import NoReturn
@@ -24,6 +25,8 @@ def run(arguments: list[str]) -> int:
     from tmem_host.cli.app import app
     from tmem_host.errors import TmemError
 
+    # What libraries log is not for the terminal: errors are raised, and the agent sets up a log of its own.
+    logging.getLogger().addHandler(logging.NullHandler())
     try:
         answer = app(args=arguments, prog_name="tmem", standalone_mode=False)
         sys.stdout.flush()
@@ -35,10 +38,19 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader has gone, as 'tmem vm list | head -1' does; what is left in the buffer has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        return _no_reader()
+    except SystemExit as end:
+        # What typer makes of a broken pipe that shows up while the command runs.
+        if isinstance(end.__context__, BrokenPipeError):
+            return _no_reader()
+        raise
     return answer if isinstance(answer, int) else 0
+
+
+def _no_reader() -> int:
+    """The reader has gone, as in ``tmem vm list | head -1``: what is left in the buffer has nowhere to go."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
+    return BROKEN_PIPE
 
 
 def _usage(error: Exception) -> int:

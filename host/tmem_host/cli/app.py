@@ -93,8 +93,7 @@ def store(state: State = None, as_json: Json = False) -> None:
     """What the store holds, of what it may."""
     from tmem_host.cli.output import print_json, print_store
 
-    with client(state) as agent:
-        info = agent.store()
+    info = client(state).store()
     if as_json:
         print_json(info.model_dump(mode="json"))
     else:

@@ -42,8 +42,10 @@ def hog(
     from tmem_host.cli.output import print_json
     from tmem_host.config import MIB, PAGE_SIZE
     from tmem_host.core import worst_case_bytes
+    from tmem_host.vm.images import guest_image
     from tmem_host.vm_run import HogPlan, run_hog
 
+    guest_image(kernel)  # before anything starts
     plan = HogPlan(
         kernel=kernel,
         vcpus=vcpus,

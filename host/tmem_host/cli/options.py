@@ -28,8 +28,7 @@ def size(text: str) -> int:
 def names(context: typer.Context, incomplete: str) -> list[str]:
     """Completion: the agent's VMs.  Nothing when none answers."""
     try:
-        with client(context.params.get("state")) as agent:
-            return [vm.name for vm in agent.list_vms() if vm.name.startswith(incomplete)]
+        return [vm.name for vm in client(context.params.get("state")).list_vms() if vm.name.startswith(incomplete)]
     except TmemError:
         return []
 

@@ -51,8 +51,7 @@ def add(
         cap=cap,
         weight=weight,
     )
-    with client(state) as agent:
-        made = agent.create_vm(wanted)
+    made = client(state).create_vm(wanted)
     if as_json:
         print_json(made.model_dump(mode="json"))
         return
@@ -72,8 +71,7 @@ def list_(state: State = None, as_json: Json = False) -> None:
     """Every VM: pages, host memory held, quota."""
     from tmem_host.cli.output import print_json, print_vms
 
-    with client(state) as agent:
-        vms = agent.list_vms()
+    vms = client(state).list_vms()
     if as_json:
         print_json({"vms": [vm.model_dump(mode="json") for vm in vms]})
     else:
@@ -83,8 +81,7 @@ def list_(state: State = None, as_json: Json = False) -> None:
 @app.command(epilog="Example: tmem vm show web")
 def show(name: Name, state: State = None, as_json: Json = False) -> None:
     """One VM with its counters."""
-    with client(state) as agent:
-        _print(agent.get_vm(name), as_json)
+    _print(client(state).get_vm(name), as_json)
 
 
 @app.command("set", epilog="Examples: tmem vm set web --cap 1G --weight 50; tmem vm set web --no-cap")
@@ -114,22 +111,19 @@ def set_(
         change["cap"] = None
     if not change:
         raise typer.BadParameter("nothing to change: give --cap, --weight, --reservation, --codec or --poll-us")
-    with client(state) as agent:
-        _print(agent.update_vm(name, _valid("VmUpdate", **change)), as_json)
+    _print(client(state).update_vm(name, _valid("VmUpdate", **change)), as_json)
 
 
 @app.command(epilog="Example: tmem vm freeze web")
 def freeze(name: Name, state: State = None, as_json: Json = False) -> None:
     """Refuse puts and obey flushes, until thawed."""
-    with client(state) as agent:
-        _print(agent.freeze_vm(name), as_json)
+    _print(client(state).freeze_vm(name), as_json)
 
 
 @app.command(epilog="Example: tmem vm thaw web")
 def thaw(name: Name, state: State = None, as_json: Json = False) -> None:
     """End a freeze."""
-    with client(state) as agent:
-        _print(agent.thaw_vm(name), as_json)
+    _print(client(state).thaw_vm(name), as_json)
 
 
 @app.command(epilog="Example: tmem vm remove web")
@@ -141,14 +135,14 @@ def remove(
     """Forget a VM and its pages."""
     from tmem_host.errors import Conflict
 
-    with client(state) as agent:
-        found = agent.get_vm(name)
-        if found.pages and not force:
-            raise Conflict(
-                f"{name} has {found.pages} pages in the store",
-                "swapoff in the guest or stop it, or add --force to lose them",
-            )
-        agent.remove_vm(name)
+    agent = client(state)
+    found = agent.get_vm(name)
+    if found.pages and not force:
+        raise Conflict(
+            f"{name} has {found.pages} pages in the store",
+            "swapoff in the guest or stop it, or add --force to lose them",
+        )
+    agent.remove_vm(name)
 
 
 def _print(vm: Any, as_json: bool) -> None:

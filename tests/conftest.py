@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures that tests of every ring share: a state folder, an arena in shared memory, agents that are always reaped."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tmem_host.agent_process import AgentProcess
+from tmem_host.config import AgentConfig
+
+#: Bytes; enough for every test that does not say otherwise.
+LIMIT = 64 << 20
+
+AgentFactory = Callable[..., AgentProcess]
+
+
+@pytest.fixture
+def state() -> Iterator[Path]:
+    """An empty folder with a short path: sockets go into it, and their paths have 107 bytes."""
+    folder = Path(tempfile.mkdtemp(prefix="tmem-t-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """An empty folder in shared memory, where arenas live."""
+    folder = Path(tempfile.mkdtemp(prefix="tmem-t-", dir="/dev/shm"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def arena(shared: Path) -> Path:
+    """Where an arena may be made."""
+    return shared / "arena"
+
+
+@pytest.fixture
+def config(state: Path, arena: Path) -> AgentConfig:
+    return AgentConfig(state=state, arena=arena, limit=LIMIT)
+
+
+@pytest.fixture
+def make_agent(state: Path, arena: Path) -> Iterator[AgentFactory]:
+    """Makes agents, not yet started, on the test's state folder and arena; kills what is left of them at the end."""
+    made: list[AgentProcess] = []
+
+    def make(*arguments: str, limit: int | str | None = LIMIT, folder: Path = state) -> AgentProcess:
+        agent = AgentProcess(folder, arena, limit, arguments=arguments)
+        made.append(agent)
+        return agent
+
+    yield make
+    for agent in made:
+        agent.kill()
+
+
+@pytest.fixture
+def agent(make_agent: AgentFactory) -> AgentProcess:
+    """A running agent."""
+    running = make_agent()
+    running.start()
+    return running
