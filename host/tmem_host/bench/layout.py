@@ -194,6 +194,6 @@ def power(results: Results) -> str:
     if smallest <= 0.05:
         return ""
     return (
-        f"{rounds} {'round is' if rounds == 1 else 'rounds are'} too few to call any difference significant: the smallest p "
-        f"that a permutation test over rounds can reach is {number(min(1.0, smallest))}. Intervals span the rounds that were run."
+        f"{rounds} {'round is' if rounds == 1 else 'rounds are'} too few to call any difference significant: the "
+        f"smallest p that a permutation test over rounds can reach is {number(smallest)}. Intervals span the rounds."
     )

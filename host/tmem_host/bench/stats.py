@@ -218,9 +218,15 @@ def permutation_test(
     extreme = int((differences >= seen * (1 - 1e-9) - 1e-300).sum())
     exact = ways <= EXACT_LIMIT
     p = extreme / ways if exact else (extreme + 1) / (EXACT_LIMIT + 1)
-    sides = 2 if left.size == right.size else 1
-    smallest = min(1.0, sides / ways) if exact else 1 / (EXACT_LIMIT + 1)
-    return Comparison(float(left.mean() - right.mean()), float(p), smallest)
+    return Comparison(float(left.mean() - right.mean()), float(p), smallest_p(left.size, right.size))
+
+
+def smallest_p(left: int, right: int) -> float:
+    """The smallest p that a two-sided permutation test can give for so many units on either side."""
+    ways = comb(left + right, left)
+    if ways > EXACT_LIMIT:
+        return 1 / (EXACT_LIMIT + 1)
+    return min(1.0, (2 if left == right else 1) / ways)
 
 
 def log_histogram(samples: ArrayLike, per_decade: int = 20) -> tuple[Floats, Floats]:

@@ -8,7 +8,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tmem_host.bench.layout import Cell, headline, layout_for
+from tmem_host.bench.layout import Cell, headline, layout_for, power
 from tmem_host.bench.results import Results
 from tmem_host.bench.units import human, human_range, number
 
@@ -42,6 +42,8 @@ def render(results: Results) -> RenderableType:
         parts.append(
             Text(f"second line: 95 % interval; ×: ratio to {layout.baseline}, green = better, red = worse", "dim")
         )
+    if weak := power(results):
+        parts.append(Text(weak, "yellow"))
     for failure in results.failures:
         who = failure.dimensions.get("arm", failure.bench)
         parts.append(Text(f"{who}: {failure.kind}: {failure.reason}", "red" if failure.kind == "failed" else "yellow"))

@@ -15,11 +15,12 @@ from importlib import resources
 from pathlib import Path
 
 from tmem_host.bench import stats
-from tmem_host.bench.layout import Cell, Layout, headline, layout_for
+from tmem_host.bench.layout import Cell, Layout, headline, layout_for, power
 from tmem_host.bench.progress import human_seconds
 from tmem_host.bench.results import Property, Results, write_atomic
 from tmem_host.bench.units import human, human_range, number
-from tmem_host.report.plots import Plot, plots_for
+from tmem_host.report.draw import Plot
+from tmem_host.report.plots import plots_for
 
 REPORT_FILE = "report.html"
 
@@ -42,6 +43,8 @@ def render(all_results: Sequence[Results]) -> str:
     style = resources.files("tmem_host.report").joinpath("style.css").read_text(encoding="utf-8")
     first = all_results[0]
     titles = ", ".join(layout_for(r).title for r in all_results)
+    commit = first.properties.host.get("commit") or "unknown"
+    when = f"{first.started:%Y-%m-%d %H:%M} UTC"
     nav = "".join(f'<a href="#{escape(r.bench)}">{escape(layout_for(r).title)}</a>' for r in all_results)
     parts = "\n".join(_part(r) for r in all_results)
     return f"""<!doctype html>
@@ -56,13 +59,14 @@ def render(all_results: Sequence[Results]) -> str:
 <body>
 <header>
 <h1>Transcendent memory for KVM, measured</h1>
-<p class="soft">{escape(titles)} · {first.started:%Y-%m-%d %H:%M} UTC · tool {escape(str(first.properties.host.get("commit") or "unknown"))}</p>
+<p class="soft">{escape(titles)} · {when} · tool {escape(str(commit))}</p>
 {f'<nav aria-label="Benches">{nav}</nav>' if len(all_results) > 1 else ""}
 </header>
 <main>
 {parts}
 </main>
-<footer>Medians with 95 % bootstrap intervals over whole rounds; arms were interleaved in one run. An arm that failed has no number.</footer>
+<footer>Medians with 95 % bootstrap intervals over whole rounds; arms were interleaved in one run.
+An arm that failed has no number.</footer>
 <script>{_DOWNLOAD}</script>
 </body>
 </html>
@@ -81,15 +85,24 @@ def _part(results: Results) -> str:
 <p>{escape(layout.question)}</p>
 <p class="machine">{escape(machine)}</p>
 {_badges(results)}
-{nothing}{_failures(results)}{_notes(results)}
+{nothing}{_failures(results)}
 {_table(results, layout)}
+{_notes(results)}
 {plots}
 {_harness(results)}
 {_properties(results)}
-<p class="small"><a data-from="data-{key}" download="results-{key}.json" href="#data-{key}">Download the raw samples (results.json)</a>
-<span class="soft">· {sum(len(r.samples) for r in results.records):,} samples in {len(results.records)} records</span></p>
+{_download(results)}
 <script type="application/json" id="data-{key}">{_embedded(results)}</script>
 </section>"""
+
+
+def _download(results: Results) -> str:
+    key = escape(results.bench)
+    count = sum(len(r.samples) for r in results.records)
+    return (
+        f'<p class="small"><a data-from="data-{key}" download="results-{key}.json" href="#data-{key}">Download the '
+        f'raw samples (results.json)</a> <span class="soft">· {count:,} in {len(results.records)} records</span></p>'
+    )
 
 
 def _embedded(results: Results) -> str:
@@ -113,7 +126,7 @@ def _machine(results: Results) -> str:
 
 
 def _badges(results: Results) -> str:
-    found = []
+    found: list[tuple[str, str]] = []
     accelerator = results.properties.guest.get("accelerator")
     if accelerator == "tcg":
         found.append(("warn", "TCG (emulated CPU): says nothing about the cost of exits"))
@@ -160,7 +173,13 @@ def _table(results: Results, layout: Layout) -> str:
         extra = "".join(f"<td>{escape(str(row.dimensions.get(d, '')))}</td>" for d in layout.rows)
         cells = "".join(_cell(c) for c in row.cells)
         body.append(f'<tr{kind}><th scope="row">{escape(row.arm)}</th>{extra}{cells}</tr>')
+    told = "First line: median; second: 95 % interval."
+    if layout.baseline is not None:
+        told += f" Third: ratio to {layout.baseline}, coloured where its interval excludes 1."
+    if weak := power(results):
+        told += f" {weak}"
     return (
+        f'<p class="small soft">{escape(told)}</p>'
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(layout.title)}: headline table">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
@@ -175,26 +194,27 @@ def _cell(cell: Cell | None) -> str:
         text += f'<span class="range">{escape(human_range(spread.low, spread.high, cell.unit, spread.value))}</span>'
     if cell.ratio is not None:
         r = cell.ratio
-        kind = cell.verdict
-        text += f'<span class="times {kind}" title="95 %: {number(r.low)}–{number(r.high)}">{number(r.value)}× baseline</span>'
+        interval = f"95 %: {number(r.low)}–{number(r.high)}"
+        text += f'<span class="times {cell.verdict}" title="{interval}">{number(r.value)}×</span>'
     return f"<td>{text}</td>"
 
 
 def _figure(results: Results, plot: Plot, command: str, machine: str) -> str:
     name = f"{escape(results.bench)}-{escape(plot.key)}"
     items = "".join(
-        f'<li><svg width="22" height="10" viewBox="0 0 22 10" aria-hidden="true">{_swatch(colour, dash)}</svg>{escape(label)}</li>'
+        '<li><svg width="22" height="10" viewBox="0 0 22 10" aria-hidden="true">'
+        f"{_swatch(colour, dash)}</svg>{escape(label)}</li>"
         for colour, dash, label in plot.legend
     )
     legend = f'<ul class="legend">{items}</ul>' if items else ""
     badge = (
-        '<div class="badges"><span class="badge warn">TCG: says nothing about exits</span></div>'
+        '<span class="badge warn">TCG: says nothing about exits</span>'
         if results.properties.guest.get("accelerator") == "tcg"
         else ""
     )
     return f"""<figure id="{name}" aria-labelledby="{name}-title">
-<h3 id="{name}-title">{escape(plot.title)}</h3>
-{badge}{legend}
+<div class="head"><h3 id="{name}-title">{escape(plot.title)}</h3>{badge}</div>
+{legend}
 <div class="wide">{plot.wide}</div>
 <div class="narrow">{plot.narrow}</div>
 <figcaption>{escape(plot.caption)}<br>{escape(machine)}</figcaption>
@@ -215,7 +235,8 @@ def _harness(results: Results) -> str:
     rows = []
     for r in found:
         where = ", ".join(str(v) for k, v in r.dimensions.items() if k != "arm")
-        text = f"{human(stats.median(r.samples), r.unit)} (p99 {human(stats.p99(r.samples), r.unit)}, n = {len(r.samples)})"
+        tail = f"p99 {human(stats.p99(r.samples), r.unit)}, " if len(r.samples) >= 100 else ""
+        text = f"{human(stats.median(r.samples), r.unit)} ({tail}n = {len(r.samples)})"
         rows.append((f"{r.metric.replace('_', ' ')}{f' ({where})' if where else ''}", text))
     return _facts("What the harness itself costs", rows, opened=True)
 

@@ -16,7 +16,7 @@ from html import escape
 from tmem_host.bench import stats
 from tmem_host.bench.units import human, number, scale_of
 
-WIDE = 920
+WIDE = 1000
 NARROW = 352
 _CHAR = 7.0
 """Mean width of a character at the font size used (13 px); labels are placed with it, so it errs to the wide side."""
@@ -33,7 +33,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: a label, one or more parts laid end to end, an interval around the end, and what is written beside it."""
+    """One bar: a label, parts laid end to end, an interval around the end, and what is written beside it."""
 
     label: str
     segments: Sequence[Segment]
@@ -85,8 +85,9 @@ class _Canvas:
         self.parts.append(text)
 
     def done(self, title: str, description: str) -> str:
+        width, height = f"{self.width:.0f}", f"{self.height:.0f}"
         return (
-            f'<svg viewBox="0 0 {self.width:.0f} {self.height:.0f}" width="{self.width:.0f}" height="{self.height:.0f}" '
+            f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
             f'role="img" aria-label="{escape(title, quote=True)}">'
             f"<title>{escape(title)}</title><desc>{escape(description)}</desc>{''.join(self.parts)}</svg>"
         )
@@ -149,7 +150,7 @@ def _log(low: float, high: float, start: float, end: float, unit: str, room: flo
 
 
 def bars(rows: Sequence[Bar], unit: str, width: int, title: str, description: str) -> str:
-    """Horizontal bars from zero, one row each. Wide: label, bar, figure side by side. Narrow: label and figure above the bar."""
+    """Horizontal bars from zero, one row each. Narrow: label and figure stand above the bar, not beside it."""
     narrow = width < 600
     gutter = 0.0 if narrow else max(len(r.label) for r in rows) * _CHAR + 14
     margin = 8.0 if narrow else max(len(r.note) for r in rows) * _CHAR + 16
@@ -170,19 +171,18 @@ def bars(rows: Sequence[Bar], unit: str, width: int, title: str, description: st
             canvas.text(gutter - 10, y + thick / 2 + 4.5, row.label, "label", "end")
         x = axis.place(0)
         for segment in row.segments:
-            length = axis.place(segment.value) - axis.place(0)
+            length = max(axis.place(segment.value) - axis.place(0), 0.5)
             canvas.raw(
-                f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(length, 0.5):.1f}" height="{thick:.1f}" class="{segment.colour} fill">'
-                f"<title>{escape(segment.title)}</title></rect>"
+                f'<rect x="{x:.1f}" y="{y:.1f}" width="{length:.1f}" height="{thick:.1f}" '
+                f'class="{segment.colour} fill"><title>{escape(segment.title)}</title></rect>'
             )
             x += length
         for dot in row.dots:
             canvas.raw(f'<circle cx="{axis.place(dot):.1f}" cy="{y + thick / 2:.1f}" r="2.5" class="dot"/>')
         if row.low is not None and row.high is not None and row.high > row.low:
             a, b, mid = axis.place(row.low), axis.place(row.high), y + thick / 2
-            canvas.raw(
-                f'<path d="M{a:.1f} {mid:.1f}H{b:.1f}M{a:.1f} {mid - 5:.1f}v10M{b:.1f} {mid - 5:.1f}v10" class="whisker"/>'
-            )
+            ends = f"M{a:.1f} {mid - 5:.1f}v10M{b:.1f} {mid - 5:.1f}v10"
+            canvas.raw(f'<path d="M{a:.1f} {mid:.1f}H{b:.1f}{ends}" class="whisker"/>')
             x = max(x, b)
         if not narrow:
             canvas.text(x + 9, y + thick / 2 + 4.5, row.note, "figure")
@@ -202,7 +202,7 @@ def _ticks_below(canvas: _Canvas, axis: _Axis, bottom: float, width: float) -> N
 
 
 def strips(rows: Sequence[Strip], unit: str, width: int, title: str, description: str) -> str:
-    """One distribution per row on a common log axis: its density as a mirrored area, a bar at the median, a tick at p99."""
+    """A distribution per row on a common log axis: density as a mirrored area, marks at the median and at p99."""
     narrow = width < 600
     gutter = 0.0 if narrow else max(len(r.label) for r in rows) * _CHAR + 14
     notes = [_note(r, unit) for r in rows]
@@ -236,7 +236,8 @@ def strips(rows: Sequence[Strip], unit: str, width: int, title: str, description
         upper = " ".join(f"{x:.1f},{middle - max(h, 0.6):.1f}" for x, h in points)
         lower = " ".join(f"{x:.1f},{middle + max(h, 0.6):.1f}" for x, h in reversed(points))
         canvas.raw(
-            f'<polygon points="{upper} {lower}" class="{row.colour} fill area"><title>{escape(row.label)}: {escape(notes[i])}</title></polygon>'
+            f'<polygon points="{upper} {lower}" class="{row.colour} fill area">'
+            f"<title>{escape(row.label)}: {escape(notes[i])}</title></polygon>"
         )
         at, tail = axis.place(stats.median(row.samples)), axis.place(stats.p99(row.samples))
         canvas.line(at, middle - half, at, middle + half, "median")
@@ -264,7 +265,7 @@ def lines(
     x_label: str = "",
     height: int = 340,
 ) -> str:
-    """Lines over a shared x axis. `x_values`: label just these. `y_ticks`: own (value, label) ticks. The legend is not drawn here."""
+    """Lines over a shared x axis; no legend. `x_values`: label just these. `y_ticks`: own (value, label) ticks."""
     narrow = width < 600
     canvas = _Canvas(width)
     left, right, top = (54.0 if narrow else 64.0), (14.0 if narrow else 22.0), 10.0
