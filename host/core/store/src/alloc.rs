@@ -393,7 +393,7 @@ impl Allocator {
                 return bytes;
             };
             self.warm_blocks.fetch_sub(1, Ordering::Relaxed);
-            if self.arena.punch(block, populated).is_err() {
+            if self.arena.punch(block, 0, populated).is_err() {
                 // It stays ours, with its memory; the next trim tries again.
                 self.free.lock().warm.push((block, populated));
                 self.warm_blocks.fetch_add(1, Ordering::Relaxed);
@@ -433,6 +433,59 @@ impl Allocator {
             }
         }
         None
+    }
+
+    /// Blocks of classes that waste: more than `1/spare` of their memory, and two pages, in free
+    /// slots.
+    pub fn loose_blocks(&self, spare: u64) -> Vec<u32> {
+        let mut loose = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock();
+            let wasteful: Vec<bool> = shard
+                .classes
+                .iter()
+                .enumerate()
+                .map(|(class, state)| {
+                    let size = u64::from(CLASSES.size(class as u8));
+                    let free = (state.pages * OS_PAGE).saturating_sub(state.used * size);
+                    free > state.pages * OS_PAGE / spare + 2 * OS_PAGE
+                })
+                .collect();
+            loose.extend(
+                shard
+                    .blocks
+                    .iter()
+                    .filter(|(_, b)| b.free > 0 && wasteful[b.class as usize])
+                    .map(|(&n, _)| n),
+            );
+        }
+        loose
+    }
+
+    /// True if a slot before this one is free in its block: moving it there makes the end empty.
+    pub fn free_below(&self, offset: u64) -> bool {
+        let block = (offset >> BLOCK_SHIFT) as u32;
+        let mut guard = self.shard_of(block);
+        let Some(b) = guard.blocks.get_mut(&block) else { return false };
+        let slot = (offset & (BLOCK_SIZE - 1)) as u32 / CLASSES.size(b.class);
+        b.lowest_free().is_some_and(|free| free < slot)
+    }
+
+    /// Gives back what lies behind the last slot in use of a block.
+    pub fn trim_tail(&self, block: u32) {
+        let mut guard = self.shard_of(block);
+        let shard = &mut *guard;
+        let Some(b) = shard.blocks.get_mut(&block) else { return };
+        let last = (0..b.slots).rev().find(|s| b.bitmap[*s as usize / 64] & 1 << (s % 64) == 0);
+        let Some(last) = last else { return };
+        let state = &mut shard.classes[b.class as usize];
+        let need = (u64::from(last + 1) * u64::from(CLASSES.size(b.class))).div_ceil(OS_PAGE) as u16;
+        // Under the shard's lock: nobody takes a slot in what is about to go.
+        if need < b.populated && self.arena.punch(block, need, b.populated).is_ok() {
+            state.pages -= u64::from(b.populated - need);
+            b.populated = need;
+            self.arena.set_block_entry(block, BlockEntry { class: Some(b.class), populated: need });
+        }
     }
 
     /// The slots in use of a block (data offsets), at this moment.

@@ -37,6 +37,8 @@ pub(crate) struct Arena {
     map_len: usize,
     max_blocks: u32,
     grown: AtomicU32,
+    /// Blocks that were there whole when the file was opened; the rest were cut off.
+    present: u32,
     populated: AtomicU64,
     uuid: [u8; 16],
     secret: [u8; 192],
@@ -76,6 +78,7 @@ impl Arena {
         let salt;
         let uuid;
         let mut grown = 0;
+        let mut present = u32::MAX;
         if fresh {
             file.set_len(DATA).map_err(StoreError::io(format!("cannot size arena {shown}")))?;
             let mut random = [0u8; 24];
@@ -119,7 +122,7 @@ impl Arena {
                 if !accept_loss || len < DATA {
                     return Err(StoreError::Truncated { path: path.into(), have: len, want });
                 }
-                file.set_len(want).map_err(StoreError::io(format!("cannot extend arena {shown}")))?;
+                present = ((len - DATA) / BLOCK_SIZE) as u32;
             }
         }
         let max_blocks = max_blocks.clamp(grown.max(1), MAX_BLOCKS);
@@ -145,6 +148,7 @@ impl Arena {
             map_len,
             max_blocks: max_blocks as u32,
             grown: AtomicU32::new(grown as u32),
+            present: present.min(grown as u32),
             populated: AtomicU64::new(0),
             uuid,
             secret: secret(salt),
@@ -188,6 +192,30 @@ impl Arena {
     /// Blocks the file has.
     pub fn grown(&self) -> u32 {
         self.grown.load(Ordering::Acquire)
+    }
+
+    /// Blocks that were there whole at opening.
+    pub fn present(&self) -> u32 {
+        self.present
+    }
+
+    /// Makes the blocks that were cut off empty ones. Their loss was recorded before.
+    pub fn replace_missing(&self) -> Result<()> {
+        let grown = self.grown();
+        if self.present == grown {
+            return Ok(());
+        }
+        let shown = self.path.display();
+        let cut = DATA + u64::from(self.present) * BLOCK_SIZE;
+        // Shorter first: what is left of a block that was cut in two goes as well.
+        self.file
+            .set_len(cut)
+            .and_then(|()| self.file.set_len(DATA + u64::from(grown) * BLOCK_SIZE))
+            .map_err(StoreError::io(format!("cannot extend arena {shown}")))?;
+        for block in self.present..grown {
+            self.set_block_entry(block, BlockEntry { class: None, populated: 0 });
+        }
+        Ok(())
     }
 
     /// Blocks the file may have.
@@ -278,6 +306,7 @@ impl Arena {
         {
             return None;
         }
+        self.set_block_entry(block, BlockEntry { class: None, populated: 0 });
         self.table_store(SB_GROWN as u64, u64::from(block) + 1);
         self.grown.store(block + 1, Ordering::Release);
         Some(block)
@@ -318,21 +347,22 @@ impl Arena {
         }
     }
 
-    /// Gives a free block's memory back to the host.
-    pub fn punch(&self, block: u32, populated: u16) -> io::Result<()> {
-        // SAFETY: plain system call on our descriptor; the block holds nothing.
+    /// Gives memory back to the host: pages `from..populated` of a block, which hold nothing.
+    pub fn punch(&self, block: u32, from: u16, populated: u16) -> io::Result<()> {
+        let offset = u64::from(from) * OS_PAGE;
+        // SAFETY: plain system call on our descriptor.
         let r = unsafe {
             libc::fallocate(
                 self.file.as_raw_fd(),
                 libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
-                (DATA + u64::from(block) * BLOCK_SIZE) as libc::off_t,
-                BLOCK_SIZE as libc::off_t,
+                (DATA + u64::from(block) * BLOCK_SIZE + offset) as libc::off_t,
+                (BLOCK_SIZE - offset) as libc::off_t,
             )
         };
         if r != 0 {
             return Err(io::Error::last_os_error());
         }
-        self.populated.fetch_sub(u64::from(populated), Ordering::Relaxed);
+        self.populated.fetch_sub(u64::from(populated - from), Ordering::Relaxed);
         Ok(())
     }
 

@@ -69,7 +69,7 @@ mod tests {
         for len in 1..=MAX_SLOT {
             let class = CLASSES.of(len);
             let size = CLASSES.size(class) as usize;
-            assert!(size >= len && size % 8 == 0);
+            assert!(size >= len && size.is_multiple_of(8));
             assert!(class == 0 || (CLASSES.size(class - 1) as usize) < len);
             if len > 256 {
                 assert!(size as f64 <= len as f64 * 1.032 + 8.0, "{len} -> {size}");

@@ -120,7 +120,7 @@ pub(crate) fn seq_later(a: u16, b: u16) -> bool {
     diff != 0 && diff < 1 << (SEQ_BITS - 1)
 }
 
-/// An entry of the block table. Check bits tell a torn or flipped entry from a real one.
+/// An entry of the block table, never zero for a block that the file has. Check bits tell a torn or flipped entry from a real one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BlockEntry {
     /// Size class, `None` for a free block.
@@ -136,9 +136,6 @@ impl BlockEntry {
     }
 
     pub fn unpack(word: u64, block: u32) -> Option<Self> {
-        if word == 0 {
-            return Some(Self { class: None, populated: 0 });
-        }
         let low = word as u32;
         let class = low & 0xffff;
         let populated = (low >> 16) as u16;

@@ -6,6 +6,7 @@
 //! until it is put or flushed, and as the header itself may be what broke, every persistent pool
 //! is marked *damaged*, where a miss may be a lost page and is answered as one.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -15,9 +16,9 @@ use crate::alloc::RecoveredBlock;
 use crate::classes::CLASSES;
 use crate::error::{Result, StoreError};
 use crate::index::Stand;
-use crate::layout::{BLOCK_SHIFT, OS_PAGE, SlotHeader, seq_later};
+use crate::layout::{BLOCK_SHIFT, BlockEntry, OS_PAGE, SlotHeader, seq_later};
 use crate::ops::{DENSE_OBJECT, forget_kind};
-use crate::pool::{Pool, Vm};
+use crate::pool::{Pool, PoolId, Vm};
 use crate::quota::Account;
 use crate::stats::{Counters, bump};
 use crate::store::Inner;
@@ -54,7 +55,7 @@ struct Found {
 }
 
 pub(crate) fn recover(inner: &Inner) -> Result<Recovery> {
-    let broken_entries = read_tables(inner)?;
+    let (broken_entries, dying) = read_tables(inner)?;
     let next = AtomicU32::new(0);
     let all = Mutex::new(Vec::new());
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(8);
@@ -62,19 +63,20 @@ pub(crate) fn recover(inner: &Inner) -> Result<Recovery> {
         for _ in 0..threads {
             scope.spawn(|| {
                 let mut found = Found::default();
-                let end = inner.arena.grown();
+                let end = inner.arena.present();
                 loop {
                     let block = next.fetch_add(1, Ordering::Relaxed);
                     if block >= end {
                         break;
                     }
-                    scan_block(inner, block, &mut found);
+                    scan_block(inner, block, &dying, &mut found);
                 }
                 all.lock().push(found);
             });
         }
     });
-    let mut r = Recovery { broken_entries, ..Recovery::default() };
+    let missing = inner.arena.present()..inner.arena.grown();
+    let mut r = Recovery { broken_entries, unreadable: missing.len() as u64, ..Recovery::default() };
     let mut losers = Vec::new();
     for found in all.into_inner() {
         inner.alloc.adopt(found.blocks);
@@ -87,6 +89,9 @@ pub(crate) fn recover(inner: &Inner) -> Result<Recovery> {
     r.pages -= losers.len() as u64;
     r.leftovers += losers.len() as u64;
     losers.into_iter().for_each(|slot| inner.alloc.free(slot));
+    for &id in &dying {
+        tables::clear_pool(&inner.arena, id);
+    }
     for pool in inner.pools.read().values() {
         let held = pool.holding.slots.load(Ordering::Relaxed);
         pool.account.charge_recovered(&inner.budget, held);
@@ -99,11 +104,16 @@ pub(crate) fn recover(inner: &Inner) -> Result<Recovery> {
             inner.save_pool(pool);
         }
     }
+    inner.arena.replace_missing()?;
+    let entry = BlockEntry { class: None, populated: 0 };
+    inner.alloc.adopt(missing.map(|block| RecoveredBlock { block, entry, used: vec![] }).collect());
     Ok(r)
 }
 
-fn read_tables(inner: &Inner) -> Result<u64> {
+/// Broken entries, and the pools that were being destroyed.
+fn read_tables(inner: &Inner) -> Result<(u64, HashSet<PoolId>)> {
     let mut broken = 0;
+    let mut dying = HashSet::new();
     for (id, place) in (0..).zip(tables::read_vms(&inner.arena)) {
         match place {
             Place::Free => {}
@@ -127,8 +137,7 @@ fn read_tables(inner: &Inner) -> Result<u64> {
         };
         let owner = record.members.first().and_then(|m| inner.vms.read().get(m).cloned());
         if record.dying {
-            // Its slots are recognised as left over, because the pool is not in the map.
-            tables::clear_pool(&inner.arena, id);
+            dying.insert(id);
             continue;
         }
         let Some(owner) = owner else {
@@ -146,10 +155,10 @@ fn read_tables(inner: &Inner) -> Result<u64> {
         pool.damaged.store(record.damaged, Ordering::Relaxed);
         inner.pools.write().insert(id, Arc::new(pool));
     }
-    Ok(broken)
+    Ok((broken, dying))
 }
 
-fn scan_block(inner: &Inner, block: u32, found: &mut Found) {
+fn scan_block(inner: &Inner, block: u32, dying: &HashSet<PoolId>, found: &mut Found) {
     let Some(entry) = inner.arena.block_entry(block) else {
         found.unreadable += 1;
         return;
@@ -169,7 +178,7 @@ fn scan_block(inner: &Inner, block: u32, found: &mut Found) {
         let slots = (u64::from(entry.populated) * OS_PAGE / u64::from(size)) as u32;
         for n in 0..slots {
             let slot = start + u64::from(n * size);
-            if inner.arena.header_word(slot) != 0 && scan_slot(inner, slot, class, found) {
+            if inner.arena.header_word(slot) != 0 && scan_slot(inner, slot, class, dying, found) {
                 used.push(n);
             }
         }
@@ -181,7 +190,7 @@ fn scan_block(inner: &Inner, block: u32, found: &mut Found) {
 }
 
 /// Looks at a slot that has a header. False: it is free now.
-fn scan_slot(inner: &Inner, slot: u64, class: u8, found: &mut Found) -> bool {
+fn scan_slot(inner: &Inner, slot: u64, class: u8, dying: &HashSet<PoolId>, found: &mut Found) -> bool {
     let header = inner
         .arena
         .header(slot)
@@ -197,12 +206,12 @@ fn scan_slot(inner: &Inner, slot: u64, class: u8, found: &mut Found) -> bool {
     let good = inner.arena.checksum(&header, object.as_ref(), data) == header.checksum;
     let pool = inner.pools.read().get(&header.pool).cloned();
     let Some(pool) = pool.filter(|p| p.sparse() == header.sparse) else {
-        if good {
-            // Of a pool that was being destroyed.
+        if dying.contains(&header.pool) {
             inner.arena.clear_header(slot);
             found.leftovers += 1;
             return false;
         }
+        // Good or not: its pool's entry is what is missing. Kept, like all that is not understood.
         found.unreadable += 1;
         return true;
     };

@@ -101,13 +101,26 @@ impl Inner {
     /// Moves pages out of blocks that hold little, so that the blocks become free.
     pub fn compact(&self, spare: u64, blocks: u32) {
         for _ in 0..blocks {
-            let Some(block) = self.alloc.close_sparsest(spare) else { return };
+            let Some(block) = self.alloc.close_sparsest(spare) else { break };
             let moved = self.alloc.used_slots(block).into_iter().all(|slot| self.relocate(slot));
             if !moved {
                 self.alloc.reopen(block);
                 return;
             }
         }
+        for block in self.alloc.loose_blocks(spare).into_iter().take(blocks as usize) {
+            self.squeeze(block);
+        }
+    }
+
+    /// Moves a block's last pages into free slots before them and gives its end back.
+    fn squeeze(&self, block: u32) {
+        for slot in self.alloc.used_slots(block).into_iter().rev() {
+            if !self.alloc.free_below(slot) || !self.relocate(slot) {
+                break;
+            }
+        }
+        self.alloc.trim_tail(block);
     }
 
     /// One round of the upkeep thread.

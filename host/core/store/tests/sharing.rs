@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Many VMs, one store: quotas, eviction, threads, and memory that follows what is kept.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::path::Path;
+
+use tmem_store::{
+    Codec, DENSE_OBJECT, Get, Handle, NO_CAP, PAGE_SIZE, PoolSpec, Put, QuotaChange, Store, StoreOptions,
+};
+
+fn open(dir: &Path, limit: u64) -> Store {
+    let options = StoreOptions { limit, accept_loss: false, maintenance: true };
+    Store::open(&dir.join("arena"), options).unwrap()
+}
+
+fn noise(seed: u64, random: usize) -> Vec<u8> {
+    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut p = vec![0u8; PAGE_SIZE];
+    for c in p[..random].chunks_mut(8) {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        c.copy_from_slice(&x.to_le_bytes()[..c.len()]);
+    }
+    p
+}
+
+fn put(h: &Handle, object: u64, i: u32, page: &[u8]) -> Put {
+    // SAFETY: a page.
+    unsafe { h.put(&[object, 0, 0], i, page.as_ptr()) }
+}
+
+fn get(h: &Handle, object: u64, i: u32) -> (Get, Vec<u8>) {
+    let mut p = vec![0u8; PAGE_SIZE];
+    // SAFETY: a page.
+    (unsafe { h.get(&[object, 0, 0], i, p.as_mut_ptr()) }, p)
+}
+
+fn vm_with(store: &Store, name: &str, reservation: u64, weight: u32, spec: PoolSpec) -> Handle {
+    let vm = store.vm_create(name, reservation, NO_CAP, weight).unwrap();
+    store.handle(vm, store.pool_create(vm, spec).unwrap()).unwrap()
+}
+
+const SWAP: PoolSpec = PoolSpec { persistent: true, shared: None, pages: Some(100_000), codec: Codec::Lz4 };
+const CACHE: PoolSpec = PoolSpec { persistent: false, shared: None, pages: None, codec: Codec::Lz4 };
+
+#[test]
+fn a_reservation_is_kept_when_all_else_is_full() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let store = open(dir.path(), 16 << 20);
+    let promised = vm_with(&store, "promised", 4 << 20, 100, SWAP);
+    let greedy = vm_with(&store, "greedy", 0, 100, SWAP);
+    let page = noise(1, PAGE_SIZE);
+    let mut n = 0;
+    while put(&greedy, 0, n, &page) == Put::Stored {
+        n += 1;
+    }
+    assert!(u64::from(n) * 4112 > 11 << 20);
+    assert_eq!(get(&greedy, 0, n).0, Get::Refused, "the guest was told: no zeroes");
+    for i in 0..(4 << 20) / 4112 {
+        assert_eq!(put(&promised, 0, i, &page), Put::Stored, "page {i} below the reservation");
+    }
+    assert!((0..n).all(|i| get(&greedy, 0, i) == (Get::Hit, page.clone())), "persistent pages stay");
+    assert!(store.vm_create("late", 1 << 20, NO_CAP, 1).is_err());
+}
+
+#[test]
+fn ephemeral_pages_make_room_and_the_heavier_vm_keeps_more() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let store = open(dir.path(), 16 << 20);
+    let light = vm_with(&store, "light", 0, 100, CACHE);
+    let heavy = vm_with(&store, "heavy", 0, 300, CACHE);
+    let page = noise(1, 3000);
+    for i in 0..20_000 {
+        assert_eq!(put(&light, 1, i, &page), Put::Stored);
+        assert_eq!(put(&heavy, 1, i, &page), Put::Stored);
+    }
+    let held = |h: &Handle| h.vm().account.held() as f64;
+    let share = held(&heavy) / held(&light);
+    assert!((2.5..3.5).contains(&share), "weights 3:1 gave {share}");
+    // The newest stay, the oldest went.
+    assert_eq!(get(&light, 1, 19_999).0, Get::Hit);
+    assert_eq!(get(&light, 1, 19_999).0, Get::Miss, "a private ephemeral get is exclusive");
+    assert_eq!(get(&light, 1, 0).0, Get::Miss);
+    // A swap disk takes the room that caches held.
+    let swap = vm_with(&store, "swap", 0, 100, SWAP);
+    for i in 0..4000 {
+        assert_eq!(put(&swap, 0, i, &noise(2, PAGE_SIZE)), Put::Stored, "page {i}");
+    }
+    assert!(store.totals().slots <= 16 << 20);
+}
+
+#[test]
+fn a_shared_pool_is_one_pool_and_outlives_a_member() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let store = open(dir.path(), 16 << 20);
+    let spec = PoolSpec { shared: Some([3; 16]), ..CACHE };
+    let a = vm_with(&store, "a", 0, 100, spec);
+    let b = vm_with(&store, "b", 0, 100, spec);
+    let page = noise(5, 1000);
+    assert_eq!(put(&a, 9, 1, &page), Put::Stored);
+    assert_eq!(get(&b, 9, 1), (Get::Hit, page.clone()));
+    assert_eq!(get(&b, 9, 1), (Get::Hit, page.clone()), "a shared get takes nothing away");
+    store.vm_remove("a").unwrap();
+    assert_eq!(get(&b, 9, 1), (Get::Hit, page));
+    store.vm_remove("b").unwrap();
+    assert_eq!(store.totals().pages, 0);
+}
+
+#[test]
+fn threads_of_two_vms_on_one_key_space() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let store = open(dir.path(), 64 << 20);
+    let a = vm_with(&store, "a", 0, 100, SWAP);
+    let b = vm_with(&store, "b", 0, 100, SWAP);
+    std::thread::scope(|s| {
+        for t in 0..4u64 {
+            let h = if t % 2 == 0 { &a } else { &b };
+            let owner = t % 2;
+            s.spawn(move || {
+                let mut x = t + 1;
+                for _ in 0..60_000 {
+                    x ^= x << 13;
+                    x ^= x >> 7;
+                    x ^= x << 17;
+                    // Both threads of a VM fight over few keys; a page says key and owner.
+                    let i = (x % 97) as u32;
+                    let mut page = noise(x, (x >> 32) as usize % PAGE_SIZE);
+                    page[..8].copy_from_slice(&u64::from(i).to_le_bytes());
+                    page[8..16].copy_from_slice(&owner.to_le_bytes());
+                    match x % 5 {
+                        0 => drop(h.flush_page(&DENSE_OBJECT, i)),
+                        1 | 2 => assert_eq!(put(h, 0, i, &page), Put::Stored),
+                        _ => {
+                            let (g, data) = get(h, 0, i);
+                            if g == Get::Hit {
+                                assert_eq!(data[..8], u64::from(i).to_le_bytes());
+                                assert_eq!(data[8..16], owner.to_le_bytes());
+                            } else {
+                                assert_eq!(g, Get::Miss);
+                            }
+                        }
+                    }
+                }
+            });
+        }
+        s.spawn(|| (0..300).for_each(|_| _ = store.maintain()));
+    });
+    let sum: u64 = store.vms().iter().map(|v| v.account.held()).sum();
+    assert_eq!(sum, store.totals().slots);
+}
+
+#[test]
+fn threads_put_while_a_pool_is_destroyed() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let store = open(dir.path(), 64 << 20);
+    let keeper = vm_with(&store, "keeper", 0, 100, CACHE);
+    for _ in 0..50 {
+        let vm = store.vm_create("brief", 0, NO_CAP, 100).unwrap();
+        let pool = store.pool_create(vm, PoolSpec { pages: Some(500), ..SWAP }).unwrap();
+        std::thread::scope(|s| {
+            for t in 0..2 {
+                let h = store.handle(vm, pool).unwrap();
+                s.spawn(move || {
+                    let page = noise(t, 1500);
+                    let mut i = 0;
+                    while put(&h, 0, i % 500, &page) == Put::Stored {
+                        i += 1;
+                    }
+                });
+            }
+            store.vm_remove("brief").unwrap();
+        });
+        assert_eq!(store.totals().slots, keeper.vm().account.held());
+    }
+}
+
+#[test]
+fn memory_follows_what_is_kept() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let store = open(dir.path(), 256 << 20);
+    let h = vm_with(&store, "vm", 0, 100, SWAP);
+    let n = 64 * 256;
+    let overhead = || {
+        let t = store.totals();
+        let held = (t.file + t.index) as f64;
+        (held - 24.0 * t.pages as f64) / t.compressed as f64
+    };
+    for i in 0..n {
+        put(&h, 0, i, &noise(u64::from(i), 1000 + (i as usize * 37) % 2500));
+    }
+    assert!(overhead() <= 1.06, "fresh: {}", overhead());
+    // Overwritten with other sizes, in no order.
+    for i in 0..3 * n {
+        let at = (u64::from(i) * 2_654_435_761 % u64::from(n)) as u32;
+        put(&h, 0, at, &noise(u64::from(i), 500 + (i as usize * 97) % 3000));
+    }
+    store.maintain();
+    assert!(overhead() <= 1.06, "after churn: {}", overhead());
+    for i in 0..n {
+        h.flush_page(&DENSE_OBJECT, i);
+    }
+    store.maintain();
+    let t = store.totals();
+    assert_eq!((t.arena, t.index), (0, 0));
+    assert!(t.file < 64 << 10, "{} bytes stay", t.file);
+}
+
+#[test]
+fn a_page_that_changes_while_it_is_put_comes_back_as_some_page() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let store = open(dir.path(), 64 << 20);
+    for codec in [Codec::Lz4, Codec::Zstd, Codec::None] {
+        let h = vm_with(&store, codec.name(), 0, 100, PoolSpec { codec, ..SWAP });
+        // Guest memory: shared, written by another thread without any agreement.
+        let guest: Vec<std::sync::atomic::AtomicU64> =
+            (0..512).map(|_| std::sync::atomic::AtomicU64::new(0)).collect();
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                let mut x = 1u64;
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    x ^= x << 13;
+                    x ^= x >> 7;
+                    x ^= x << 17;
+                    let v = if x.is_multiple_of(3) { x } else { 0 };
+                    guest[x as usize % 512].store(v, std::sync::atomic::Ordering::Relaxed);
+                }
+            });
+            for i in 0..20_000 {
+                // SAFETY: valid for the whole call; that it changes is the point.
+                let p = unsafe { h.put(&DENSE_OBJECT, i % 50, guest.as_ptr().cast()) };
+                assert_eq!(p, Put::Stored);
+                assert_eq!(get(&h, 0, i % 50).0, Get::Hit, "{codec:?}: what was kept decodes");
+            }
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+    }
+}
+
+#[test]
+fn quota_arguments_are_checked() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let store = open(dir.path(), 16 << 20);
+    store.vm_create("a", 0, NO_CAP, 1).unwrap();
+    assert_eq!(store.vm_create("a", 0, NO_CAP, 1).err().unwrap().kind(), "exists");
+    assert_eq!(store.vm_create("b", 2, 1, 1).err().unwrap().kind(), "invalid");
+    assert_eq!(store.vm_create("b", 0, NO_CAP, 0).err().unwrap().kind(), "invalid");
+    assert_eq!(store.vm_create("b", 0, 100, 1).err().unwrap().kind(), "invalid");
+    assert_eq!(store.vm_create(&"x".repeat(64), 0, NO_CAP, 1).err().unwrap().kind(), "invalid");
+    assert_eq!(store.vm_create("b", 1 << 40, NO_CAP, 1).err().unwrap().kind(), "no-space");
+    let change = QuotaChange { reservation: Some(1 << 40), ..QuotaChange::default() };
+    assert_eq!(store.vm_set("a", change).err().unwrap().kind(), "no-space");
+    assert_eq!(store.vm_remove("nobody").err().unwrap().kind(), "not-found");
+    let a = store.vm("a").unwrap().id;
+    let bad = PoolSpec { persistent: false, ..SWAP };
+    assert_eq!(store.pool_create(a, bad).err().unwrap().kind(), "invalid");
+}
