@@ -1,58 +1,51 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Serves a device of plain memory over vhost-user-blk, for trying the channel without a store:
+//! Serves a device over vhost-user-blk from a plain file, for trying the channel without a store:
 //!
 //! ```text
-//! cargo run --release --example blk_memory -- /tmp/blk.sock [MIB] [POLL_US] [QUEUES] [null]
+//! cargo run --release --example blk_memory -- /tmp/blk.sock [MIB] [POLL_US] [QUEUES] [null | FILE]
 //! ```
 //!
-//! `null` keeps nothing: what the channel itself costs. Counters are printed when the input ends.
+//! Without FILE the pages lie in an unnamed file in memory; a FILE outlives the process, so that it can be killed
+//! and started again under a guest. `null` keeps nothing: what the channel itself costs. Counters are printed when
+//! the input ends.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::fs::File;
+use std::io;
+use std::os::fd::FromRawFd;
+use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use tmem_channel::{BlkConfig, BlkServer, GetResult, PAGE_SIZE, PageBackend, PollPolicy, PutResult};
 
-/// A flat array of pages; absent pages are zero pages. Tearing between concurrent requests for the same page
-/// is the guest's affair, as on a disk.
 struct Flat {
-    base: *mut u8,
+    file: Option<File>,
     pages: u64,
-    keep: bool,
 }
-
-// SAFETY: base is a private allocation, only copied from and to.
-unsafe impl Send for Flat {}
-// SAFETY: as above.
-unsafe impl Sync for Flat {}
 
 impl Flat {
-    fn layout(pages: u64) -> Option<Layout> {
-        let bytes = usize::try_from(pages).ok()?.checked_mul(PAGE_SIZE)?;
-        Layout::from_size_align(bytes, PAGE_SIZE).ok().filter(|layout| layout.size() > 0)
+    fn open(place: Option<&str>, pages: u64) -> io::Result<Flat> {
+        let file = match place {
+            Some("null") => return Ok(Flat { file: None, pages }),
+            Some(path) => File::options().read(true).write(true).create(true).truncate(false).open(path)?,
+            None => {
+                // SAFETY: a C string; the descriptor is checked before it is owned.
+                let fd = unsafe { libc::memfd_create(c"pages".as_ptr(), libc::MFD_CLOEXEC) };
+                if fd < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+                // SAFETY: fd was just made and belongs to nobody else.
+                unsafe { File::from_raw_fd(fd) }
+            }
+        };
+        file.set_len(pages * PAGE_SIZE as u64)?;
+        Ok(Flat { file: Some(file), pages })
     }
 
-    fn new(pages: u64, keep: bool) -> Option<Flat> {
-        let layout = Flat::layout(pages)?;
-        // SAFETY: the layout is not empty.
-        let base = unsafe { alloc_zeroed(layout) };
-        if base.is_null() {
-            handle_alloc_error(layout);
-        }
-        Some(Flat { base, pages, keep })
-    }
-
-    fn at(&self, index: u64) -> *mut u8 {
-        // SAFETY: the channel keeps index below pages().
-        unsafe { self.base.add(index as usize * PAGE_SIZE) }
-    }
-}
-
-impl Drop for Flat {
-    fn drop(&mut self) {
-        if let Some(layout) = Flat::layout(self.pages) {
-            // SAFETY: allocated with this layout.
-            unsafe { dealloc(self.base, layout) };
+    fn write(&self, at: u64, data: &[u8]) -> PutResult {
+        match self.file.as_ref().map(|file| file.write_all_at(data, at)) {
+            Some(Err(_)) => PutResult::Failed,
+            _ => PutResult::Stored,
         }
     }
 }
@@ -63,43 +56,45 @@ impl PageBackend for Flat {
     }
 
     unsafe fn put(&self, index: u64, src: *const u8) -> PutResult {
-        if self.keep {
-            // SAFETY: by contract of put().
-            unsafe { std::ptr::copy_nonoverlapping(src, self.at(index), PAGE_SIZE) };
-        }
-        PutResult::Stored
+        // SAFETY: by contract of put(); only the kernel reads through the slice.
+        let page = unsafe { std::slice::from_raw_parts(src, PAGE_SIZE) };
+        self.write(index * PAGE_SIZE as u64, page)
     }
 
     unsafe fn get(&self, index: u64, dst: *mut u8) -> GetResult {
-        if self.keep {
-            // SAFETY: by contract of get().
-            unsafe { std::ptr::copy_nonoverlapping(self.at(index), dst, PAGE_SIZE) };
+        let Some(file) = &self.file else { return GetResult::Hit };
+        // SAFETY: by contract of get(); only the kernel writes through the slice.
+        let page = unsafe { std::slice::from_raw_parts_mut(dst, PAGE_SIZE) };
+        match file.read_exact_at(page, index * PAGE_SIZE as u64) {
+            Ok(()) => GetResult::Hit,
+            Err(_) => GetResult::Lost,
         }
-        GetResult::Hit
     }
 
     fn write_part(&self, index: u64, offset: usize, data: &[u8]) -> PutResult {
-        // SAFETY: offset + data.len() is at most a page.
-        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), self.at(index).add(offset), data.len()) };
-        PutResult::Stored
+        self.write(index * PAGE_SIZE as u64 + offset as u64, data)
     }
 
     fn flush(&self, index: u64, count: u64) {
-        // SAFETY: the channel keeps the range on the device.
-        unsafe { self.at(index).write_bytes(0, count as usize * PAGE_SIZE) };
+        for page in index..index + count {
+            self.write(page * PAGE_SIZE as u64, &[0; PAGE_SIZE]);
+        }
     }
 }
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let Some(socket) = args.first() else {
-        eprintln!("usage: blk_memory SOCKET [MIB] [POLL_US] [QUEUES] [null]");
+        eprintln!("usage: blk_memory SOCKET [MIB] [POLL_US] [QUEUES] [null | FILE]");
         return ExitCode::from(2);
     };
     let number = |at: usize, default: u64| args.get(at).and_then(|arg| arg.parse().ok()).unwrap_or(default);
-    let Some(backend) = Flat::new(number(1, 64) << 8, args.get(4).map(String::as_str) != Some("null")) else {
-        eprintln!("blk_memory: the device must have at least 1 MiB and fit in memory");
-        return ExitCode::from(2);
+    let backend = match Flat::open(args.get(4).map(String::as_str), number(1, 64) << 8) {
+        Ok(backend) => backend,
+        Err(error) => {
+            eprintln!("blk_memory: cannot make the file for the pages: {error}");
+            return ExitCode::FAILURE;
+        }
     };
     let poll = match number(2, 0) as u32 {
         0 => PollPolicy::Events,
@@ -116,7 +111,7 @@ fn main() -> ExitCode {
     match BlkServer::start(config, Arc::new(backend)) {
         Ok(server) => {
             println!("serving {socket}; end the input to stop");
-            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            let _ = io::copy(&mut io::stdin(), &mut io::sink());
             println!("{:#?}", server.stats());
             ExitCode::SUCCESS
         }
