@@ -25,10 +25,13 @@ pub const SERIAL_BYTES: usize = VIRTIO_BLK_ID_BYTES as usize;
 pub(crate) const CONFIG_BYTES: usize = 60;
 /// Offset of `wce` in the configuration space, its only writable field.
 pub(crate) const CONFIG_WCE_OFFSET: usize = 32;
-/// Largest segment, in bytes.
-const SIZE_MAX: u32 = 1 << 20;
+/// Largest segment advertised, in bytes. With [`SEG_MAX`] it bounds a request of a driver that plays by the rules
+/// below [`crate::request::MAX_DATA`].
+const SIZE_MAX: u32 = 256 << 10;
 /// Most data segments advertised: QEMU's own queue size defaults to 128, less header and status.
-const SEG_MAX_DEFAULT: u16 = 126;
+const SEG_MAX: u16 = 126;
+
+const _: () = assert!(SIZE_MAX as u64 * (SEG_MAX as u64) < crate::request::MAX_DATA);
 
 /// When a worker looks for requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,7 +153,7 @@ impl BlkConfig {
     /// `struct virtio_blk_config` (virtio 1.2, section 5.2.4), up to `write_zeroes_may_unmap` and its padding.
     pub(crate) fn config_space(&self, pages: u64, wce: bool) -> [u8; CONFIG_BYTES] {
         let capacity = pages * SECTORS_PER_PAGE;
-        let seg_max = SEG_MAX_DEFAULT.min(self.queue_size - 2);
+        let seg_max = SEG_MAX.min(self.queue_size - 2);
         // One request may cover the device, as far as 32 bits go, in whole pages.
         let range_max = capacity.min(u64::from(u32::MAX) & !(SECTORS_PER_PAGE - 1)) as u32;
         let mut space = [0u8; CONFIG_BYTES];

@@ -3,9 +3,9 @@
 //!
 //! A mapped file that is shorter than its mapping raises SIGBUS when it is touched, which would kill every VM
 //! of the process. So a region is refused when its file does not hold it at the time it is shared. What
-//! remains: a frontend that truncates the file *later*. Files sealed against shrinking (QEMU's
-//! memory-backend-memfd does that by default) cannot be truncated; for others a warning is logged, and the
-//! frontend, which is the VM's own QEMU and not its guest, has to be trusted that far.
+//! remains: a frontend that truncates the file *later*, or shares a file whose pages never arrive (FUSE). Files sealed
+//! against shrinking (QEMU's memory-backend-memfd does that by default) cannot be truncated; others are noted in the
+//! log, and the frontend, which is the VM's own QEMU and not its guest, has to be trusted that far.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;

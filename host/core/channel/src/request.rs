@@ -25,8 +25,9 @@ use crate::config::{MAX_RANGES, SERIAL_BYTES};
 /// driver that honours the advertised seg_max.
 pub const MAX_CHAIN: usize = 1024;
 
-/// Most data bytes one request may carry: bounds the time between two looks at the control mailbox.
-pub const MAX_DATA: u64 = 128 << 20;
+/// Most data bytes one request may carry: bounds the time between two looks at the control mailbox, to some tens of
+/// milliseconds.
+pub const MAX_DATA: u64 = 32 << 20;
 
 /// Bytes of `struct virtio_blk_req` before the data (virtio 1.2, section 5.2.6): type, reserved, sector.
 const HEADER_SIZE: usize = 16;

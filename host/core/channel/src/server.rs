@@ -45,6 +45,20 @@ impl BlkServer {
     /// [`ChannelError::SocketInUse`] when a live server listens there; a stale socket is replaced.
     /// Others: configuration out of bounds, something else at the path, or no resources.
     pub fn start(config: BlkConfig, backend: Arc<dyn PageBackend>) -> Result<BlkServer, ChannelError> {
+        let workers = worker_count(usize::from(config.queues));
+        BlkServer::start_with(config, backend, workers)
+    }
+
+    /// [`BlkServer::start`] with a given number of workers, for tests: how many there are depends on the machine.
+    ///
+    /// # Errors
+    /// As [`BlkServer::start`].
+    #[doc(hidden)]
+    pub fn start_with(
+        config: BlkConfig,
+        backend: Arc<dyn PageBackend>,
+        workers: usize,
+    ) -> Result<BlkServer, ChannelError> {
         let pages = backend.pages();
         config.check(pages)?;
         let socket = Socket::bind(&config.socket)?;
@@ -55,7 +69,7 @@ impl BlkServer {
             poll_us: AtomicU32::new(config.poll.max_us()),
         });
         let queues: Vec<Arc<QueueCounters>> = (0..config.queues).map(|_| Arc::default()).collect();
-        let workers = worker_count(queues.len());
+        let workers = workers.clamp(1, queues.len());
         let mut server = BlkServer {
             control: Arc::new(Control {
                 home: Arc::new(Home {
@@ -169,7 +183,7 @@ impl Drop for BlkServer {
 
 fn worker_count(queues: usize) -> usize {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    (cpus / 2).clamp(1, queues)
+    (cpus / 2).clamp(1, queues.max(1))
 }
 
 impl Control {
@@ -184,19 +198,21 @@ impl Control {
                 Ok([true, _]) if !self.stopping() => {}
                 Ok(_) => continue,
                 Err(error) => {
-                    log::error!("cannot wait for a frontend: {error}");
-                    return;
+                    self.pause(&error);
+                    continue;
                 }
             }
             match socket.accept() {
                 Ok(stream) => self.serve(stream),
-                Err(error) => {
-                    log::warn!("cannot accept a frontend: {error}");
-                    // Out of descriptors, most likely: wait for better times, or for the stop.
-                    std::thread::park_timeout(Duration::from_millis(100));
-                }
+                Err(error) => self.pause(&error),
             }
         }
+    }
+
+    /// Out of descriptors or memory, most likely: waits for better times.
+    fn pause(&self, error: &std::io::Error) {
+        log::warn!("{}: cannot accept a frontend: {error}", self.home.config.socket.display());
+        std::thread::park_timeout(Duration::from_millis(100));
     }
 
     fn serve(&self, stream: UnixStream) {

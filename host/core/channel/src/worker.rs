@@ -201,12 +201,14 @@ impl WorkerHandle {
 impl Worker {
     fn run(&mut self) {
         self.counters.adopt_thread();
+        let mut panics = 0;
         // Rings are guarded one by one in Slot::serve(); this is for bugs in the loop itself.
         while let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.work())) {
             for slot in 0..self.slots.len() {
                 self.break_queue(slot, Fault::Panic);
             }
-            if self.counters.panics.fetch_add(1, Ordering::Relaxed) >= MAX_PANICS {
+            panics += 1;
+            if panics >= MAX_PANICS {
                 self.close_mailbox();
                 std::panic::resume_unwind(panic);
             }
@@ -308,8 +310,9 @@ impl Worker {
 
     fn sleep(&mut self) {
         // Before kicks are asked for, so that a guest with a request meanwhile need not exit to kick.
-        if catch_unwind(AssertUnwindSafe(|| self.shared.device.idle())).is_err() {
-            log::error!("the store's idle work panicked");
+        let idle = catch_unwind(AssertUnwindSafe(|| self.shared.device.idle()));
+        if idle.is_err() && self.counters.panics.fetch_add(1, Ordering::Relaxed) == 0 {
+            log::error!("the store's idle work panicked; this is logged once");
         }
         let mut busy = false;
         for index in 0..self.slots.len() {

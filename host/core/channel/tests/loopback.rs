@@ -66,3 +66,23 @@ fn a_refused_put_is_an_io_error_and_counted_by_reason() {
     }
     server.stop().unwrap();
 }
+
+#[test]
+fn queues_are_shared_out_over_workers() {
+    for workers in [1, 2, 3, 5] {
+        let (_folder, socket) = folder();
+        let backend = MemoryBackend::new(PAGES);
+        let config = config(&socket, 5, PollPolicy::Adaptive { max_us: 20 });
+        let server = BlkServer::start_with(config, backend, workers).unwrap();
+        assert_eq!(server.stats().workers, workers);
+        let mut driver = Driver::connect(&socket, 5, 16, BOTH);
+        for i in 0..50u64 {
+            assert_eq!(driver.write((i % 5) as usize, i * 8, &page(i)), OK);
+        }
+        for i in 0..50u64 {
+            assert_eq!(driver.read(((i + 2) % 5) as usize, i * 8, PAGE_SIZE), (OK, page(i)));
+        }
+        assert!(server.stats().queues.iter().all(|queue| queue.requests[Op::Out as usize] == 10));
+        server.stop().unwrap();
+    }
+}
