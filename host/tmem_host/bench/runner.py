@@ -337,7 +337,7 @@ def _as(name: str, value: Any, like: T) -> T:
             return words[str(value).lower()]  # type: ignore[return-value]
         if isinstance(like, (list, tuple)):
             inner = type(like[0]) if like else str
-            return type(like)(inner(part) for part in str(value).split(","))  # type: ignore[call-arg]
+            return type(like)(inner(part) for part in str(value).split(","))
         return type(like)(value)  # type: ignore[call-arg]
     except (KeyError, ValueError, TypeError):
         raise BenchError(f"option {name} cannot be {value!r}", f"it must be like {like!r}") from None
@@ -367,7 +367,7 @@ def run_bench(ctx: BenchContext, function: BenchFunction | None = None) -> int:
         if not ctx.failed:
             ctx.fail(reason_of(error))
         ctx.save()
-        if isinstance(error, TmemError) and not ctx.results.records:
+        if isinstance(error, TmemError) and not ctx.results.arms():
             raise
         if not isinstance(error, TmemError):
             raise

@@ -42,9 +42,9 @@ def number(value: float) -> str:
         return "0"
     if not math.isfinite(value):
         return str(value)
+    value = float(f"{value:.2e}")  # 0.9999 is 1.00, not 1.000
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    text = f"{value:.{digits}f}" if digits <= 6 else f"{value:.2e}"
-    return text.rstrip("0").rstrip(".") if "." in text and "e" not in text and abs(value) < 1 else text
+    return f"{value:.{digits}f}" if digits <= 6 else f"{value:.2e}"
 
 
 def human(value: float, unit: str) -> str:

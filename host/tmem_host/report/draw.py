@@ -80,9 +80,12 @@ def bar_plot(
         low = high = None
         dots: list[float] = []
         if len(records) == 1:
-            spread = stats.bootstrap_quantile(records[0].samples, 0.5, records[0].round_sizes, seed=results.seed)
-            low, high = spread.low, spread.high
-            dots = records[0].samples if len(records[0].samples) <= 12 else []
+            only = records[0]
+            dots = only.samples if len(only.samples) <= 12 else []
+            # With fewer rounds the interval is just their span, which the dots show better.
+            if len(only.samples) >= 4:
+                spread = stats.bootstrap_quantile(only.samples, 0.5, only.round_sizes, seed=results.seed)
+                low, high = spread.low, spread.high
         rows.append(svg.Bar(label, segments, human(total, unit), low, high, dots if len(dots) > 1 else []))
     if not rows:
         return None

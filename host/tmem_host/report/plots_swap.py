@@ -83,7 +83,7 @@ def swap_page_in(results: Results) -> Plot | None:
         results,
         "page-in",
         "Time per page swapped in, random access",
-        "Random phase beyond the same accesses in memory, per page that came in. Whisker: 95 % interval; dots: rounds.",
+        "Random phase beyond the same accesses in memory, per page that came in. Dots: rounds; whisker: 95 % interval.",
         _each_arm(results, "page_in", phase="random"),
     )
 
@@ -117,6 +117,6 @@ def swap_held(results: Results) -> Plot | None:
         "held",
         "What the swapped pages occupied",
         "The most that was held while the hog ran, looked at twice a second: by the store with index and metadata, by "
-        "zram in the guest's own memory, or allocated in the disk's file. Whisker: 95 % interval; dots: rounds.",
+        "zram in the guest's own memory, or allocated in the disk's file. Dots: rounds; whisker: 95 % interval.",
         groups,
     )

@@ -186,7 +186,8 @@ def bars(rows: Sequence[Bar], unit: str, width: int, title: str, description: st
             x = max(x, b)
         if not narrow:
             canvas.text(x + 9, y + thick / 2 + 4.5, row.note, "figure")
-    canvas.line(axis.place(0), top, axis.place(0), bottom, "axis")
+    if not narrow:
+        canvas.line(axis.place(0), top, axis.place(0), bottom, "axis")
     _ticks_below(canvas, axis, bottom, width)
     return canvas.done(title, description)
 
