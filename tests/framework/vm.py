@@ -53,27 +53,42 @@ async def wait_until(condition: Callable[[], bool], what: str, deadline: float =
         await asyncio.sleep(0.02)
 
 
+class StorageDaemon:
+    """qemu-storage-daemon serving ``image`` by vhost-user-blk on ``socket``."""
+
+    def __init__(self, program: str, folder: Path, image: Path, queues: int) -> None:
+        self.socket = folder / "daemon.sock"
+        self._log = folder / "daemon.log"
+        export = f"vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path={self.socket},writable=on"
+        self._argv = [
+            *(program, "--blockdev", f"driver=file,node-name=f,filename={image},discard=unmap"),
+            *("--export", f"{export},num-queues={queues}"),
+        ]
+        self._child: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        self.socket.unlink(missing_ok=True)
+        self._child = await process.spawn(self._argv, log=self._log)
+        await wait_until(self.socket.is_socket, "qemu-storage-daemon listens")
+
+    async def kill(self) -> None:
+        if self._child is not None:
+            await process.kill(self._child)
+
+
 @contextlib.asynccontextmanager
-async def storage_daemon(folder: Path, image: Path, size: int, queues: int = 1) -> AsyncIterator[Path]:
-    """qemu-storage-daemon serving a sparse file of ``size`` bytes by vhost-user-blk; yields its socket."""
+async def storage_daemon(folder: Path, image: Path, size: int, queues: int = 1) -> AsyncIterator[StorageDaemon]:
+    """A started StorageDaemon with a sparse file of ``size`` bytes."""
     program = shutil.which("qemu-storage-daemon")
     if program is None:
         pytest.skip("there is no qemu-storage-daemon (Debian: qemu-system-common)")
     make_sparse(image, size)
-    socket = folder / "daemon.sock"
-    argv = [
-        *(program, "--blockdev", f"driver=file,node-name=f,filename={image},discard=unmap"),
-        *(
-            "--export",
-            f"vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path={socket},writable=on,num-queues={queues}",
-        ),
-    ]
-    child = await process.spawn(argv, log=folder / "daemon.log")
+    daemon = StorageDaemon(program, folder, image, queues)
     try:
-        await wait_until(socket.is_socket, "qemu-storage-daemon listens")
-        yield socket
+        await daemon.start()
+        yield daemon
     finally:
-        await process.kill(child)
+        await daemon.kill()
         image.unlink(missing_ok=True)
 
 

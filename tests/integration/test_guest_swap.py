@@ -11,7 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from framework.vm import DAEMON_SERIAL, HOG_MIB, MEMORY_MIB, held_bytes, make_sparse, running_vm, storage_daemon
+from framework.vm import (
+    DAEMON_SERIAL,
+    HOG_MIB,
+    MEMORY_MIB,
+    held_bytes,
+    make_sparse,
+    running_vm,
+    storage_daemon,
+    wait_until,
+)
 from tmem_host.vm.guest_results import Progress
 from tmem_host.vm.images import SERIES, guest_image
 from tmem_host.vm.spec import FileDisk, NullDisk, VhostUserBlk, VmSpec
@@ -27,8 +36,8 @@ async def test_hog_over_vhost_user_and_memory_given_back(
     series: str, vcpus: int, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     image = tmp_path / "swap.img"
-    async with storage_daemon(tmp_path, image, SWAP_BYTES, vcpus) as socket:
-        disks = (VhostUserBlk(socket, queues=vcpus),)
+    async with storage_daemon(tmp_path, image, SWAP_BYTES, vcpus) as daemon:
+        disks = (VhostUserBlk(daemon.socket, queues=vcpus),)
         spec = VmSpec("hog", guest_image(series), MEMORY_MIB, vcpus, disks, workdir=tmp_path / "vm")
         async with running_vm(spec, request) as vm:
             on = await vm.agent.swap_on(DAEMON_SERIAL, require_discard=True)
@@ -51,6 +60,26 @@ async def test_hog_over_vhost_user_and_memory_given_back(
             assert held_bytes(image) < 1 << 20
 
 
+async def test_server_killed_and_started_again(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    async with storage_daemon(tmp_path, tmp_path / "swap.img", SWAP_BYTES) as daemon:
+        disks = (VhostUserBlk(daemon.socket, queues=1),)
+        spec = VmSpec("reconnect", guest_image("6.1"), MEMORY_MIB, 1, disks, workdir=tmp_path / "vm")
+        async with running_vm(spec, request) as vm:
+            await vm.agent.swap_on(DAEMON_SERIAL)
+            last: list[Progress] = []
+            hog = asyncio.create_task(vm.agent.hog(150, recheck=True, progress=last.append))
+            for phase in ("write", "sequential", "random"):
+
+                def reached(phase: str = phase) -> bool:
+                    return hog.done() or any(p.phase == phase and p.done > p.planned // 3 for p in last)
+
+                await wait_until(reached, f"the hog is within its {phase} phase", 120)
+                assert not hog.done()
+                await daemon.kill()
+                await daemon.start()
+            assert (await hog).bad == 0
+
+
 async def test_file_disks_in_every_cache_mode_take_discards(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     paths = {cache: tmp_path / f"{cache}.img" for cache in ("none", "writeback", "unsafe")}
     for path in paths.values():
@@ -60,7 +89,7 @@ async def test_file_disks_in_every_cache_mode_take_discards(tmp_path: Path, requ
     async with running_vm(spec, request) as vm:
         for serial, path in paths.items():
             await vm.agent.swap_on(serial, require_discard=True, page_cluster=0)
-            result = await vm.agent.hog(90, pattern="same", rewrite=50)
+            result = await vm.agent.hog(60, pattern="same", rewrite=50)
             assert result.bad == 0
             assert result.phase("random").vmstat["swap_ra"] == 0
             await vm.agent.swap_off(serial)

@@ -93,9 +93,9 @@ async def test_guest_that_panics_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("series", SERIES)
 async def test_block_io(series: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    async with storage_daemon(tmp_path, tmp_path / "disk.img", 64 << 20) as socket:
+    async with storage_daemon(tmp_path, tmp_path / "disk.img", 64 << 20) as daemon:
         make_sparse(tmp_path / "ro.img", 1 << 20)
-        disks = (VhostUserBlk(socket, queues=1), FileDisk(tmp_path / "ro.img", "read-only", read_only=True))
+        disks = (VhostUserBlk(daemon.socket, queues=1), FileDisk(tmp_path / "ro.img", "read-only", read_only=True))
         spec = VmSpec("io", guest_image(series), MEMORY_MIB, 1, disks, workdir=tmp_path / "vm")
         async with running_vm(spec, request) as vm:
 

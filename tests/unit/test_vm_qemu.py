@@ -104,6 +104,8 @@ def test_missing_and_small_disks(kernel: KernelImage, tmp_path: Path) -> None:
     with pytest.raises(NoSpace, match="4096 bytes, 1048576 are needed"):
         direct.check_host(VmSpec("a", kernel, disks=(disk,)))
     direct.check_host(VmSpec("a", kernel, disks=(replace(disk, size=None),)))
+    with pytest.raises(InvalidInput, match="cannot be a disk"):
+        direct.check_host(VmSpec("a", kernel, disks=(replace(disk, path=tmp_path),)))
 
 
 def test_nobody_serves_the_socket(kernel: KernelImage, tmp_path: Path) -> None:

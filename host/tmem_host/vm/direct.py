@@ -265,15 +265,17 @@ def check_host(spec: VmSpec) -> None:
 
 def _check_file(disk: FileDisk) -> None:
     try:
-        size = (
-            disk.path.stat().st_size if disk.path.is_file() else os.lseek(fd := os.open(disk.path, os.O_RDONLY), 0, 2)
-        )
-        if not disk.path.is_file():
-            os.close(fd)
+        # not stat: a disk may be a block device
+        with disk.path.open("rb" if disk.read_only else "r+b") as stream:
+            size = stream.seek(0, os.SEEK_END)
     except FileNotFoundError as error:
         raise NotFound(f"there is no {disk.path}", "make the file first, for example with truncate") from error
     except PermissionError as error:
         raise Denied(f"no permission on {disk.path}", "give this user the right to read and write it") from error
+    except OSError as error:
+        raise InvalidInput(
+            f"{disk.path} cannot be a disk: {error.strerror}", "name a file or a block device"
+        ) from error
     if size < (disk.size or 512):
         raise NoSpace(f"{disk.path} has {size} bytes, {disk.size or 512} are needed", "make it larger with truncate")
     if disk.cache == "none":

@@ -97,8 +97,8 @@ class GuestClient:
         self._end("closed by the host")
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            # not awaited itself: its cancellation must not be taken for ours
+            await asyncio.wait((self._task,))
             self._task = None
         if self._writer is not None:
             with contextlib.suppress(OSError):

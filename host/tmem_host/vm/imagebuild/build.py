@@ -181,7 +181,7 @@ def root_disk(tree: Path, image: Path) -> None:
         "-E",
         "root_owner=0:0",
     ]
-    # A fixed identity: the same inputs give the same image.
+    # A fixed identity, so that images differ in nothing but time stamps (mke2fs before 1.47.1 has no way to fix those).
     identity = ["-U", "6b766d2d-746d-656d-726f-6f7400000000", "-L", "tmem-root"]
     done = subprocess.run(
         [find_tool("mke2fs", "e2fsprogs"), *options, *identity, "-d", str(tree), str(image), str(blocks)],
