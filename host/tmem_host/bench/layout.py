@@ -50,12 +50,12 @@ class Cell:
     value: stats.Interval
     ratio: stats.Interval | None
     better: Literal["lower", "higher"] | None
-    count: int
+    rounds: int
 
     @property
     def verdict(self) -> Literal["better", "worse", "same", ""]:
-        """How it stands against the baseline; 'same' when the interval of the ratio includes 1."""
-        if self.ratio is None or self.better is None:
+        """How it stands against the baseline; 'same' when the interval of the ratio includes 1; '' after one round."""
+        if self.ratio is None or self.better is None or self.rounds < 2:
             return ""
         if self.ratio.low <= 1 <= self.ratio.high:
             return "same"
@@ -177,7 +177,7 @@ def _cell(results: Results, layout: Layout, column: Column, labels: Mapping[str,
         base = _one(results, column, {**labels, "arm": layout.baseline})
         if base is not None and stats.median(base.samples) > 0:
             against = stats.ratio(record.samples, base.samples, record.round_sizes, base.round_sizes, seed=results.seed)
-    return Cell(record.unit, value, against, record.better, len(record.samples))
+    return Cell(record.unit, value, against, record.better, len(record.round_sizes) or len(record.samples))
 
 
 def _one(results: Results, column: Column, labels: Mapping[str, Scalar]) -> Record | None:

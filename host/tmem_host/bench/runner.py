@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import math
+import os
 import random
 import signal
 import time
@@ -372,10 +373,25 @@ def run_bench(ctx: BenchContext, function: BenchFunction | None = None) -> int:
         if not isinstance(error, TmemError):
             raise
         code = EXIT_ARM_FAILED
+    _note_load(ctx)
     ctx.save(complete=code == EXIT_OK)
     if code == EXIT_OK and ctx.failed:
         code = EXIT_ARM_FAILED
     return code
+
+
+def _note_load(ctx: BenchContext) -> None:
+    """Says so when others used the machine too: before the run, or more at its end than a bench itself needs."""
+    after = [round(x, 2) for x in os.getloadavg()]
+    ctx.host(load_at_end=list(after))
+    cpus = os.cpu_count() or 1
+    before = ctx.results.properties.host.get("load")
+    first = before[0] if isinstance(before, list) and before else 0.0
+    if isinstance(first, (int, float)) and (first > 0.5 * cpus or after[0] > 2 * cpus):
+        ctx.note(
+            f"The machine was busy with other work: load {first:g} when the run began and {after[0]:g} when it ended, on "
+            f"{cpus} CPUs. Times are inflated and intervals wide."
+        )
 
 
 async def _with_sigterm(function: BenchFunction, ctx: BenchContext) -> None:

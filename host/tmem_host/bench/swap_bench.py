@@ -81,8 +81,8 @@ class Plan:
     @classmethod
     def of(cls, ctx: BenchContext) -> Plan:
         """Out of the context's options. Raises InvalidInput."""
-        memory = ctx.option("memory", 256, 176)
-        factor = ctx.option("factor", 1.5, 1.09)
+        memory = ctx.option("memory", 256, 128)
+        factor = ctx.option("factor", 1.5, 1.03)
         if not 1 < factor <= 16:
             raise InvalidInput(f"a factor of {factor:g} is not between 1 and 16", "choose 2, for example")
         hog = round(memory * factor)
