@@ -23,6 +23,10 @@ const RINGS: u64 = 0x10_0000;
 const AVAIL: u64 = RINGS + 0x1000;
 const USED: u64 = RINGS + 0x2000;
 const SIZE: u16 = 32;
+/// Where request headers lie; read as data, each is a range of a discard.
+const HEADERS: u64 = 0x1_4000;
+/// Where indirect tables lie.
+const TABLES: u64 = 0x1_6000;
 
 /// Regions between inaccessible pages: an access past an end is a crash, not a silent read of something else.
 fn memory() -> &'static Arc<GuestMemoryMmap> {
@@ -59,7 +63,7 @@ impl Backend {
     fn meddle(&self) {
         if let Some((at, value)) = self.meddle.lock().unwrap().pop() {
             // Descriptors, headers and buffers.
-            let at = if at < 0x1000 { DESC + u64::from(at) } else { 0x1_4000 + u64::from(at) % 0xc000 };
+            let at = if at < 0x1000 { DESC + u64::from(at) } else { HEADERS + u64::from(at) % 0xc000 };
             memory().write_obj(value, GuestAddress(at)).unwrap();
         }
     }
@@ -134,7 +138,7 @@ impl Input<'_> {
             1 => 0x8_0000 + u64::from(self.u16()),
             2 => DESC + u64::from(self.u8()) * 16,
             3 => 0x3_0000 - u64::from(self.u8()) * 64,
-            _ => 0x1_4000 + u64::from(self.u16()) % 0x1_c000 / 16 * 16,
+            _ => HEADERS + u64::from(self.u16()) % 0x1_c000 / 16 * 16,
         }
     }
 
@@ -144,26 +148,28 @@ impl Input<'_> {
             1 => u32::from(self.u8()),
             2 => 16,
             3 => 1,
-            4 => u32::from(self.u8() % 40) * 16,
+            4 => u32::from(self.u16() % 300) * 16,
             5 => u32::from(self.u8() % 40) * 512,
             _ => 4096,
         }
     }
 
-    /// A descriptor, most often one that leads somewhere.
+    /// A descriptor. Most are a link of a chain that could be right, so that the fuzzer gets past the first check.
     fn descriptor(&mut self, index: u16, entries: u16) -> [u8; 16] {
         let how = self.u8();
-        let flags = match how % 8 {
-            0 => self.u16(),
-            1 => 4,
-            2 => 2,
-            3 | 4 => 3,
-            _ => 1,
+        let follower = (index + 1) % entries;
+        let (addr, len, flags, next) = match how % 16 {
+            0..=2 => (HEADERS + u64::from(self.u8()) * 16, 16, 1, follower),
+            3..=5 => (self.address(), self.length(), 1, follower),
+            6..=8 => (self.address(), self.length(), 3, follower),
+            9..=11 => (self.address(), 1, 2, 0),
+            12 => (TABLES + u64::from(how >> 7) * 0x1000, u32::from(self.u8() % 17) * 16, 4, 0),
+            13 => (self.address(), self.length(), 2, self.u16()),
+            _ => (self.address(), self.length(), self.u16(), self.u16() % 64),
         };
-        let next = if how & 0xc0 == 0xc0 { self.u16() } else { (index + 1) % entries };
         let mut raw = [0; 16];
-        raw[..8].copy_from_slice(&self.address().to_le_bytes());
-        raw[8..12].copy_from_slice(&self.length().to_le_bytes());
+        raw[..8].copy_from_slice(&addr.to_le_bytes());
+        raw[8..12].copy_from_slice(&len.to_le_bytes());
         raw[12..14].copy_from_slice(&flags.to_le_bytes());
         raw[14..].copy_from_slice(&next.to_le_bytes());
         raw
@@ -181,9 +187,12 @@ fuzz_target!(|data: &[u8]| {
     // Headers everywhere an address can point to, with types and sectors that mostly exist.
     for slot in 0..u64::from(input.u8()) {
         let mut header = [0; 16];
-        header[0] = if mode & 2 == 0 { [0, 1, 1, 4, 8, 11, 13, 0][usize::from(input.u8() % 8)] } else { input.u8() };
-        header[8..].copy_from_slice(&if mode & 4 == 0 { u64::from(input.u16() % 520) } else { input.u64() }.to_le_bytes());
-        mem.write_slice(&header, GuestAddress(0x1_4000 + slot * 16)).unwrap();
+        header[0] =
+            if mode & 2 == 0 { [0, 1, 1, 4, 8, 11, 13, 0][usize::from(input.u8() % 8)] } else { input.u8() };
+        header[8..].copy_from_slice(
+            &if mode & 4 == 0 { u64::from(input.u16() % 520) } else { input.u64() }.to_le_bytes(),
+        );
+        mem.write_slice(&header, GuestAddress(HEADERS + slot * 16)).unwrap();
     }
     for index in 0..SIZE {
         let raw = input.descriptor(index, SIZE);
@@ -193,7 +202,7 @@ fuzz_target!(|data: &[u8]| {
     for table in 0..u64::from(mode >> 6) {
         for index in 0..16 {
             let raw = input.descriptor(index, 16);
-            mem.write_slice(&raw, GuestAddress(0x1_5000 + table * 0x1000 + u64::from(index) * 16)).unwrap();
+            mem.write_slice(&raw, GuestAddress(TABLES + table * 0x1000 + u64::from(index) * 16)).unwrap();
         }
     }
     for slot in 0..u64::from(SIZE) {
@@ -248,7 +257,10 @@ fuzz_target!(|data: &[u8]| {
                 Err(fault) => {
                     let jumped = avail.wrapping_sub(before) > SIZE;
                     let head = mode & 8 != 0;
-                    assert!(fault == Fault::AvailIndex && jumped || fault == Fault::HeadIndex && head);
+                    assert!(
+                        fault == Fault::AvailIndex && jumped || fault == Fault::HeadIndex && head,
+                        "{fault:?}"
+                    );
                     return;
                 }
             }
@@ -257,4 +269,3 @@ fuzz_target!(|data: &[u8]| {
         let _ = ring.want_kicks();
     }
 });
-
