@@ -25,6 +25,8 @@ const USED: u64 = RINGS + 0x2000;
 const SIZE: u16 = 32;
 /// Where request headers lie; read as data, each is a range of a discard.
 const HEADERS: u64 = 0x1_4000;
+/// Where status bytes lie.
+const STATUS: u64 = 0x1_5000;
 /// Where indirect tables lie.
 const TABLES: u64 = 0x1_6000;
 
@@ -144,34 +146,86 @@ impl Input<'_> {
 
     fn length(&mut self) -> u32 {
         match self.u8() % 8 {
-            0 => self.u64() as u32,
-            1 => u32::from(self.u8()),
-            2 => 16,
-            3 => 1,
-            4 => u32::from(self.u16() % 300) * 16,
-            5 => u32::from(self.u8() % 40) * 512,
+            0 => match self.u8() % 4 {
+                0 => self.u64() as u32,
+                1 => u32::from(self.u8()),
+                2 => 16,
+                _ => 1,
+            },
+            1 | 2 => u32::from(self.u16() % 300) * 16,
+            5 | 6 => u32::from(self.u8() % 40) * 512,
             _ => 4096,
         }
     }
 
-    /// A descriptor. Most are a link of a chain that could be right, so that the fuzzer gets past the first check.
-    fn descriptor(&mut self, index: u16, entries: u16) -> [u8; 16] {
-        let how = self.u8();
-        let follower = (index + 1) % entries;
-        let (addr, len, flags, next) = match how % 16 {
-            0..=2 => (HEADERS + u64::from(self.u8()) * 16, 16, 1, follower),
-            3..=5 => (self.address(), self.length(), 1, follower),
-            6..=8 => (self.address(), self.length(), 3, follower),
-            9..=11 => (self.address(), 1, 2, 0),
-            12 => (TABLES + u64::from(how >> 7) * 0x1000, u32::from(self.u8() % 17) * 16, 4, 0),
-            13 => (self.address(), self.length(), 2, self.u16()),
-            _ => (self.address(), self.length(), self.u16(), self.u16() % 64),
-        };
+    fn wild(&mut self) -> Link {
+        Link { addr: self.address(), len: self.length(), flags: self.u16() % 16, next: self.u16() % 64 }
+    }
+
+    /// Fills a table of `entries` descriptors, mostly with whole requests of which a part may be wrong, so that the
+    /// fuzzer gets past the first check. Returns the table and where chains begin.
+    fn table(&mut self, entries: u16, types: &[u32]) -> (Vec<u8>, Vec<u16>) {
+        let mut links: Vec<Link> = Vec::new();
+        let mut heads = Vec::new();
+        while links.len() < usize::from(entries) {
+            let shape = self.u8();
+            heads.push(links.len() as u16);
+            let first = links.len();
+            match shape % 8 {
+                0 => links.push(self.wild()),
+                1 => links.push(Link {
+                    addr: TABLES + u64::from(shape >> 7) * 0x1000,
+                    len: u32::from(self.u8() % 17) * 16,
+                    flags: INDIRECT,
+                    next: 0,
+                }),
+                _ => {
+                    let slot = self.u8() % 25;
+                    let kind = types.get(usize::from(slot)).copied().unwrap_or(0);
+                    links.push(Link { addr: HEADERS + u64::from(slot) * 16, len: 16, flags: NEXT, next: 0 });
+                    let write = if matches!(kind, 0 | 8) { WRITE } else { 0 };
+                    for _ in 0..shape >> 6 {
+                        links.push(Link {
+                            addr: self.address(),
+                            len: self.length(),
+                            flags: NEXT | write,
+                            next: 0,
+                        });
+                    }
+                    links.push(Link { addr: STATUS + u64::from(slot), len: 1, flags: WRITE, next: 0 });
+                    for at in first..links.len() {
+                        links[at].next = at as u16 + 1;
+                    }
+                }
+            }
+            if shape & 0x38 == 0 {
+                let at = first + usize::from(self.u8()) % (links.len() - first);
+                links[at] = self.wild();
+            }
+        }
+        let table = links.iter().take(usize::from(entries)).flat_map(Link::bytes).collect();
+        (table, heads)
+    }
+}
+
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+const INDIRECT: u16 = 4;
+
+struct Link {
+    addr: u64,
+    len: u32,
+    flags: u16,
+    next: u16,
+}
+
+impl Link {
+    fn bytes(&self) -> [u8; 16] {
         let mut raw = [0; 16];
-        raw[..8].copy_from_slice(&addr.to_le_bytes());
-        raw[8..12].copy_from_slice(&len.to_le_bytes());
-        raw[12..14].copy_from_slice(&flags.to_le_bytes());
-        raw[14..].copy_from_slice(&next.to_le_bytes());
+        raw[..8].copy_from_slice(&self.addr.to_le_bytes());
+        raw[8..12].copy_from_slice(&self.len.to_le_bytes());
+        raw[12..14].copy_from_slice(&self.flags.to_le_bytes());
+        raw[14..].copy_from_slice(&self.next.to_le_bytes());
         raw
     }
 }
@@ -184,29 +238,35 @@ fuzz_target!(|data: &[u8]| {
     }
     let mode = input.u8();
     let start = if mode & 1 == 0 { 0 } else { input.u16() };
-    // Headers everywhere an address can point to, with types and sectors that mostly exist.
-    for slot in 0..u64::from(input.u8()) {
-        let mut header = [0; 16];
-        header[0] =
-            if mode & 2 == 0 { [0, 1, 1, 4, 8, 11, 13, 0][usize::from(input.u8() % 8)] } else { input.u8() };
-        header[8..].copy_from_slice(
-            &if mode & 4 == 0 { u64::from(input.u16() % 520) } else { input.u64() }.to_le_bytes(),
-        );
-        mem.write_slice(&header, GuestAddress(HEADERS + slot * 16)).unwrap();
+    // How far the available index moves, each time; an input that ends early is still served.
+    let steps = [(); 4].map(|()| match input.u8() {
+        0xff => input.u16(),
+        n => u16::from(n) % (SIZE + 1),
+    });
+    let mut types = Vec::new();
+    for slot in 0..24 {
+        let kind = if mode & 2 == 0 {
+            [0, 1, 1, 4, 8, 11, 13, 0][usize::from(input.u8() % 8)]
+        } else {
+            u32::from(input.u8())
+        };
+        let sector = if mode & 4 == 0 { u64::from(input.u16() % 520) } else { input.u64() };
+        mem.write_obj(u64::from(kind), GuestAddress(HEADERS + slot * 16)).unwrap();
+        mem.write_obj(sector, GuestAddress(HEADERS + slot * 16 + 8)).unwrap();
+        types.push(kind);
     }
-    for index in 0..SIZE {
-        let raw = input.descriptor(index, SIZE);
-        mem.write_slice(&raw, GuestAddress(DESC + u64::from(index) * 16)).unwrap();
-    }
-    // An indirect table or two.
-    for table in 0..u64::from(mode >> 6) {
-        for index in 0..16 {
-            let raw = input.descriptor(index, 16);
-            mem.write_slice(&raw, GuestAddress(TABLES + table * 0x1000 + u64::from(index) * 16)).unwrap();
-        }
+    let (table, heads) = input.table(SIZE, &types);
+    mem.write_slice(&table, GuestAddress(DESC)).unwrap();
+    for at in 0..u64::from(mode >> 6) {
+        let (table, _) = input.table(16, &types);
+        mem.write_slice(&table, GuestAddress(TABLES + at * 0x1000)).unwrap();
     }
     for slot in 0..u64::from(SIZE) {
-        let head = if mode & 8 == 0 { input.u16() % SIZE } else { input.u16() };
+        let pick = input.u8();
+        let head = match mode & 8 {
+            0 => heads[usize::from(pick) % heads.len()] % SIZE,
+            _ => u16::from(pick) % (SIZE + 1),
+        };
         mem.write_obj(head, GuestAddress(AVAIL + 4 + slot * 2)).unwrap();
     }
     mem.write_obj(start, GuestAddress(USED + 2)).unwrap();
@@ -229,11 +289,7 @@ fuzz_target!(|data: &[u8]| {
     };
     let mut ring = Ring::start(setup, mem.clone()).unwrap();
     let mut done = start;
-    for _ in 0..4 {
-        let ahead = match input.u8() {
-            0xff => input.u16(),
-            n => u16::from(n) % (SIZE + 1),
-        };
+    for ahead in steps {
         let avail = done.wrapping_add(ahead);
         mem.write_obj(avail, GuestAddress(AVAIL + 2)).unwrap();
         while ring.has_work() {
