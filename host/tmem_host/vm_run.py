@@ -78,7 +78,7 @@ class HogReport:
     bad: int
     seconds: float
     kills: int
-    #: Held by the whole store with the guest booted and nothing swapped; at the most; after swapoff.
+    #: Held by the whole store with swap on and nothing swapped; at the most; after swapoff.
     held_start: int
     held_peak: int
     held_end: int
@@ -153,8 +153,8 @@ async def run_hog(
     say = report or (lambda _what, _fraction: None)
     say("booting the guest", 0.0)
     async with guest(plan, client, name, workdir, evidence) as vm:
-        start = await asyncio.to_thread(client.store)
         await vm.agent.swap_on(name, require_discard=True)
+        start = await asyncio.to_thread(client.store)
         run = HogRun(plan, agent, name, say)
         began = time.monotonic()
         results = await run.hogs(vm)
