@@ -269,17 +269,13 @@ fn hex(bytes: &[u8]) -> String {
 fn counters_dict<'py>(py: Python<'py>, pools: &[&Pool], retired: &Counters) -> PyResult<Bound<'py, PyDict>> {
     let sum = Counters::default();
     sum.add(retired);
-    let (mut puts, mut gets, mut flushes) = (0, 0, 0);
     for pool in pools {
         sum.add(&pool.counters);
-        puts += pool.latencies.put.count();
-        gets += pool.latencies.get.count();
-        flushes += pool.latencies.flush.count();
     }
     let d = PyDict::new(py);
-    d.set_item("puts", puts)?;
-    d.set_item("gets", gets)?;
-    d.set_item("flushes", flushes)?;
+    let relaxed = Ordering::Relaxed;
+    let gets = [&sum.hits, &sum.misses, &sum.lost].map(|c| c.load(relaxed));
+    d.set_item("gets", gets.iter().sum::<u64>())?;
     for (name, value) in sum.snapshot() {
         d.set_item(name, value)?;
     }

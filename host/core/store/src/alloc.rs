@@ -224,7 +224,17 @@ impl Allocator {
     /// A slot of that class, as a data offset. `None`: no memory or no address space left.
     #[inline]
     pub fn alloc(&self, class: u8) -> Option<u64> {
-        let home = home() & (self.shards.len() - 1);
+        self.alloc_in(home() & (self.shards.len() - 1), class)
+    }
+
+    /// A slot of that class in the shard that has this one: for a page that moves, so that pages
+    /// do not spread over the shards of whoever moves them.
+    pub fn alloc_beside(&self, offset: u64, class: u8) -> Option<u64> {
+        let block = (offset >> BLOCK_SHIFT) as usize;
+        self.alloc_in(usize::from(self.owner[block].load(Ordering::Relaxed)), class)
+    }
+
+    fn alloc_in(&self, home: usize, class: u8) -> Option<u64> {
         let mut guard = self.shards[home].lock();
         let shard = &mut *guard;
         let state = &mut shard.classes[class as usize];
@@ -462,13 +472,20 @@ impl Allocator {
         loose
     }
 
-    /// True if a slot before this one is free in its block: moving it there makes the end empty.
-    pub fn free_below(&self, offset: u64) -> bool {
+    /// Takes the first free slot of this one's block, if it lies before it.
+    pub fn alloc_below(&self, offset: u64) -> Option<u64> {
         let block = (offset >> BLOCK_SHIFT) as u32;
         let mut guard = self.shard_of(block);
-        let Some(b) = guard.blocks.get_mut(&block) else { return false };
-        let slot = (offset & (BLOCK_SIZE - 1)) as u32 / CLASSES.size(b.class);
-        b.lowest_free().is_some_and(|free| free < slot)
+        let shard = &mut *guard;
+        let b = shard.blocks.get_mut(&block)?;
+        let size = CLASSES.size(b.class);
+        let free = b.lowest_free()?;
+        if free >= (offset & (BLOCK_SIZE - 1)) as u32 / size {
+            return None;
+        }
+        b.take(free);
+        shard.classes[b.class as usize].used += 1;
+        Some((u64::from(block) << BLOCK_SHIFT) + u64::from(free * size))
     }
 
     /// Gives back what lies behind the last slot in use of a block.

@@ -116,6 +116,7 @@ pub struct Scratch {
     lz4: Box<Lz4State>,
     zstd_c: Option<NonNull<ZSTD_CCtx>>,
     zstd_d: Option<NonNull<ZSTD_DCtx>>,
+    calls: u32,
 }
 
 thread_local! {
@@ -150,7 +151,14 @@ impl Scratch {
         let mut lz4 = Box::new(Lz4State([0; 16448]));
         // SAFETY: the buffer is larger than sizeof(LZ4_stream_t) (16416) and aligned.
         unsafe { LZ4_initStream((&raw mut *lz4).cast(), size_of::<Lz4State>()) };
-        Self { out: Box::new([0; SCRATCH]), lz4, zstd_c: None, zstd_d: None }
+        Self { out: Box::new([0; SCRATCH]), lz4, zstd_c: None, zstd_d: None, calls: 0 }
+    }
+
+    /// True once in `n` calls: which of this thread's operations are timed.
+    #[inline]
+    pub(crate) fn one_in(&mut self, n: u32) -> bool {
+        self.calls = self.calls.wrapping_add(1);
+        self.calls % n == 1
     }
 
     /// Compresses one page. `None`: it does not compress, keep it raw.

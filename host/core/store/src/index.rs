@@ -64,6 +64,18 @@ impl Stand {
     }
 }
 
+/// Asks the processor for a cache line without waiting for it.
+#[inline]
+pub(crate) fn prefetch(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint; it neither faults nor changes anything, whatever the address.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// Array of entries in an anonymous mapping: memory comes with first use, in 4 KiB pages.
 pub(crate) struct Dense {
     base: *mut AtomicU64,
@@ -128,6 +140,15 @@ impl Dense {
             } else {
                 std::hint::spin_loop();
             }
+        }
+    }
+
+    /// The slot of an entry's page, without its lock: a hint.
+    #[inline]
+    fn peek(&self, index: u32) -> Option<u64> {
+        match Stand::unpack(self.cell(index)?.load(Ordering::Relaxed)) {
+            Stand::Page(slot) => Some(slot),
+            _ => None,
         }
     }
 
@@ -267,6 +288,25 @@ impl Index {
             Self::Dense(d) if *object == [0; 3] => d.with(index, f),
             Self::Dense(_) => None,
             Self::Sparse(s) => s.with(object, index, f),
+        }
+    }
+
+    /// Brings the entry of a key nearer: its cache line is wanted soon.
+    #[inline]
+    pub fn prefetch(&self, index: u32) {
+        if let Self::Dense(d) = self
+            && let Some(cell) = d.cell(index)
+        {
+            prefetch(std::ptr::from_ref(cell).cast());
+        }
+    }
+
+    /// The slot of a key's page in a dense pool, without its lock: a hint.
+    #[inline]
+    pub fn peek(&self, index: u32) -> Option<u64> {
+        match self {
+            Self::Dense(d) => d.peek(index),
+            Self::Sparse(_) => None,
         }
     }
 

@@ -112,7 +112,7 @@ impl Pool {
 
     /// Puts and flushes so far.
     pub(crate) fn changes(&self) -> u64 {
-        self.latencies.put.count() + self.latencies.flush.count()
+        self.counters.puts.load(Ordering::Relaxed) + self.counters.flushes.load(Ordering::Relaxed)
     }
 
     pub(crate) fn sparse(&self) -> bool {

@@ -111,6 +111,10 @@ macro_rules! counters {
 }
 
 counters! {
+    /// Puts, whatever their answer.
+    puts,
+    /// Flushes of pages and objects.
+    flushes,
     /// Puts that replaced a page.
     replaced,
     /// Puts that failed and removed the old page (rule 1).
@@ -141,7 +145,7 @@ pub(crate) fn bump(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Latencies by operation.
+/// Latencies by operation, of one operation in eight: a thread's 1st, 9th and so on.
 #[derive(Default)]
 pub struct Latencies {
     /// put, from entry to stored or refused.

@@ -27,6 +27,15 @@ const BUSY_OPS: u64 = 2000;
 /// Blocks compacted in one go: some 10 ms of work.
 const COMPACT_BATCH: u32 = 16;
 
+/// What came of moving a page.
+#[derive(PartialEq, Eq)]
+enum Move {
+    Done,
+    /// The slot is no page's any more, or changes under somebody's hands.
+    NotOurs,
+    NoRoom,
+}
+
 impl Inner {
     /// Makes room for a put of `bytes`: first grants that are not used, then ephemeral pages of
     /// VMs over their weight's share, oldest first. False: there is nothing left to take.
@@ -102,7 +111,9 @@ impl Inner {
     pub fn compact(&self, spare: u64, blocks: u32) {
         for _ in 0..blocks {
             let Some(block) = self.alloc.close_sparsest(spare) else { break };
-            let moved = self.alloc.used_slots(block).into_iter().all(|slot| self.relocate(slot));
+            let moved = self.alloc.used_slots(block).into_iter().all(|slot| {
+                self.relocate(slot, |class| self.alloc.alloc_beside(slot, class)) != Move::NoRoom
+            });
             if !moved {
                 self.alloc.reopen(block);
                 return;
@@ -116,7 +127,7 @@ impl Inner {
     /// Moves a block's last pages into free slots before them and gives its end back.
     fn squeeze(&self, block: u32) {
         for slot in self.alloc.used_slots(block).into_iter().rev() {
-            if !self.alloc.free_below(slot) || !self.relocate(slot) {
+            if self.relocate(slot, |_| self.alloc.alloc_below(slot)) == Move::NoRoom {
                 break;
             }
         }
@@ -132,7 +143,7 @@ impl Inner {
         // and a swap storm that reuses blocks does not pay for punching them.
         let keep = self.alloc.warm_blocks() / 2;
         self.tidy(if busy { SPARE_BUSY } else { SPARE_QUIET }, COMPACT_BATCH, keep);
-        let flushes = self.pools.read().values().map(|p| p.latencies.flush.count()).sum();
+        let flushes = self.pools.read().values().map(|p| p.counters.flushes.load(Ordering::Relaxed)).sum();
         if !busy && self.last_flushes.swap(flushes, Ordering::Relaxed) != flushes {
             self.release_indices();
         }
@@ -160,28 +171,36 @@ impl Inner {
         self.tidy(SPARE_QUIET, u32::MAX, 0)
     }
 
-    /// Moves one page to another slot. False: no room for it.
-    fn relocate(&self, slot: u64) -> bool {
+    /// Moves one page to the slot that `room` gives for its class.
+    fn relocate(&self, slot: u64, room: impl FnOnce(u8) -> Option<u64>) -> Move {
         let Some(header) = self.arena.header(slot) else {
-            // Free by now, or being written: not ours to move.
-            return true;
+            // Free by now, or being written.
+            return Move::NotOurs;
         };
-        let Some(pool) = self.pools.read().get(&header.pool).cloned() else { return true };
+        let Some(pool) = self.pools.read().get(&header.pool).cloned() else { return Move::NotOurs };
         if header.sparse != pool.sparse() {
-            return true;
+            return Move::NotOurs;
         }
         let object = if header.sparse { self.arena.object(slot) } else { DENSE_OBJECT };
-        pool.index.with(&object, header.index, |e| self.relocate_locked(&pool, e, slot)).unwrap_or(true)
+        pool.index
+            .with(&object, header.index, |e| self.relocate_locked(&pool, e, slot, room))
+            .unwrap_or(Move::NotOurs)
     }
 
-    fn relocate_locked(&self, pool: &Pool, e: &mut Entry, slot: u64) -> bool {
+    fn relocate_locked(
+        &self,
+        pool: &Pool,
+        e: &mut Entry,
+        slot: u64,
+        room: impl FnOnce(u8) -> Option<u64>,
+    ) -> Move {
         if e.stand != Stand::Page(slot) {
-            return true;
+            return Move::NotOurs;
         }
         // Read again under the lock: the slot may have been reused since.
-        let Some(header) = self.arena.header(slot) else { return true };
+        let Some(header) = self.arena.header(slot) else { return Move::NotOurs };
         if header.slot_len() > self.alloc.slot_size(slot) as usize {
-            return true;
+            return Move::NotOurs;
         }
         let object = header.sparse.then(|| self.arena.object(slot));
         // SAFETY: the entry is locked and says this slot is its page; the length was checked.
@@ -189,9 +208,9 @@ impl Inner {
         if self.arena.checksum(&header, object.as_ref(), data) != header.checksum {
             // Moving would give wrong bytes a right checksum.
             e.stand = Stand::Lost(slot);
-            return true;
+            return Move::NotOurs;
         }
-        let Some(to) = self.alloc.alloc(CLASSES.of(header.slot_len())) else { return false };
+        let Some(to) = room(CLASSES.of(header.slot_len())) else { return Move::NoRoom };
         let moved = SlotHeader { seq: next_seq(header.seq), ..header };
         // SAFETY: a fresh slot of the same class.
         unsafe { self.arena.write_slot(to, moved, object.as_ref(), data.as_ptr()) };
@@ -202,6 +221,6 @@ impl Inner {
             pool.lru.lock().moved(e.node, to);
         }
         bump(&pool.counters.moved);
-        true
+        Move::Done
     }
 }
