@@ -1,67 +1,109 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How long a worker spins after its last request before it sleeps.
+//!
+//! Spinning pays when the next request comes within the bound, and is worse than sleeping when the CPU it takes
+//! is the one the guest needs in order to send that request. So the share of spins that end with a request
+//! decides, not the time between requests: while it is good, spins have the full length; while it is not, they
+//! are short, and now and then a few full ones look whether that has changed.
 
-/// A wake-up costs up to about this much, in ns: a request that comes back within the bound plus this after a
-/// sleep would probably have been caught by a spin.
-const WAKE_ALLOWANCE: u64 = 100_000;
+/// Weight of one spin in the share: 1/8.
+const WEIGHT: u16 = 8;
+/// Share that means "always", and the one from which on full spins are worth it: a quarter.
+const ALWAYS: u16 = 1024;
+const WORTH_IT: u16 = ALWAYS / 4;
+/// A spin that is not worth it has this part of the full length.
+const SHORT: u64 = 16;
+/// Of each `PERIOD` spins, the first `PROBES` are full ones. Three hits in a row are enough to pass `WORTH_IT`.
+const PERIOD: u16 = 64;
+const PROBES: u16 = 4;
 
-/// Spin window between an eighth of the bound and the bound, all in ns.
+/// Length of the next spin, between a sixteenth of the bound and the bound.
 #[derive(Debug, Default)]
 pub(crate) struct Window {
-    max: u64,
-    now: u64,
+    max_ns: u64,
+    share: u16,
+    spins: u16,
 }
 
 impl Window {
-    /// Takes over a changed bound; starts wide, so that the first requests show what the guest is like.
+    /// Takes over a changed bound; what was learnt with the last one is forgotten.
     pub(crate) fn set_max(&mut self, max_us: u32) {
-        let max = u64::from(max_us) * 1000;
-        if max != self.max {
-            self.max = max;
-            self.now = max;
+        let max_ns = u64::from(max_us) * 1000;
+        if max_ns != self.max_ns {
+            *self = Window { max_ns, ..Window::default() };
         }
     }
 
-    /// Length of the next spin.
+    /// Length of the next spin, in ns; 0 without polling.
     pub(crate) fn length(&self) -> u64 {
-        self.now
+        if self.share >= WORTH_IT || self.spins < PROBES { self.max_ns } else { self.max_ns / SHORT }
     }
 
-    /// A request came while spinning.
+    /// The spin ended with a request.
     pub(crate) fn hit(&mut self) {
-        self.now = (self.now * 2).min(self.max);
+        self.share += (ALWAYS - self.share) / WEIGHT;
+        self.count();
     }
 
-    /// A request came after a sleep, `idle` after the one before it.
-    pub(crate) fn missed(&mut self, idle: u64) {
-        self.now = if idle <= self.max + WAKE_ALLOWANCE {
-            (self.now * 2).min(self.max)
-        } else {
-            (self.now / 2).max(self.max / 8)
-        };
+    /// The spin ended without one.
+    pub(crate) fn miss(&mut self) {
+        self.share -= self.share.div_ceil(WEIGHT);
+        self.count();
+    }
+
+    fn count(&mut self) {
+        self.spins = (self.spins + 1) % PERIOD;
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Window;
+    use super::*;
 
-    #[test]
-    fn a_busy_guest_keeps_the_window_wide_and_an_idle_one_narrows_it() {
+    fn window() -> Window {
         let mut window = Window::default();
         window.set_max(80);
-        assert_eq!(window.length(), 80_000);
-        for _ in 0..10 {
-            window.missed(1_000_000);
+        window
+    }
+
+    #[test]
+    fn spins_that_pay_stay_long() {
+        let mut window = window();
+        for _ in 0..1000 {
+            assert_eq!(window.length(), 80_000);
+            window.hit();
         }
-        assert_eq!(window.length(), 10_000);
-        window.hit();
-        assert_eq!(window.length(), 20_000);
-        window.missed(120_000);
-        assert_eq!(window.length(), 40_000);
         window.set_max(0);
         assert_eq!(window.length(), 0);
         window.hit();
         assert_eq!(window.length(), 0);
+    }
+
+    #[test]
+    fn spins_that_do_not_pay_become_short_and_are_tried_again() {
+        let mut window = window();
+        for _ in 0..100 {
+            window.hit();
+        }
+        let mut long = 0;
+        for _ in 0..640 {
+            long += u32::from(window.length() == 80_000);
+            window.miss();
+        }
+        assert!(long < 80, "{long} of 640 misses were long");
+        // Now only full spins would end with a request: the probes find out.
+        let found = (0..2 * PERIOD).position(|_| {
+            if window.length() == 80_000 {
+                window.hit()
+            } else {
+                window.miss()
+            }
+            window.share >= WORTH_IT
+        });
+        assert!(found.is_some());
+        for _ in 0..200 {
+            window.hit();
+            assert_eq!(window.length(), 80_000);
+        }
     }
 }

@@ -229,7 +229,8 @@ impl Worker {
 
     fn work(&mut self) {
         let mut last_request = Instant::now();
-        let mut slept = true;
+        // A spin follows requests, never another sleep.
+        let mut spun = true;
         loop {
             if self.mailbox.waiting.swap(false, Ordering::AcqRel) {
                 self.run_commands();
@@ -238,20 +239,16 @@ impl Worker {
                 return;
             }
             if self.serve_all() {
-                let now = Instant::now();
-                if slept {
-                    self.window.missed(now.duration_since(last_request).as_nanos() as u64);
-                    slept = false;
-                }
-                last_request = now;
+                last_request = Instant::now();
+                spun = false;
                 continue;
             }
             self.window.set_max(self.shared.poll_us.load(Ordering::Relaxed));
-            if !slept && self.window.length() > 0 && self.spin(last_request) {
+            if !spun && self.window.length() > 0 && self.spin(last_request) {
                 continue;
             }
             self.sleep();
-            slept = true;
+            spun = true;
         }
     }
 
@@ -302,6 +299,7 @@ impl Worker {
             }
             std::hint::spin_loop();
             if since.elapsed().as_nanos() as u64 >= window {
+                self.window.miss();
                 self.counters.spin_misses.add(1);
                 return false;
             }
