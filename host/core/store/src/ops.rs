@@ -282,6 +282,10 @@ impl Handle {
         let slot = match e.stand {
             Stand::Page(slot) => slot,
             Stand::Refused => return Get::Refused,
+            Stand::Lost(_) if !pool.spec.persistent => {
+                self.inner.remove(pool, e);
+                return Get::Miss;
+            }
             Stand::Lost(_) => return Get::Lost,
             // Its slot may be the one that could not be read.
             Stand::Absent if pool.spec.persistent && pool.damaged() => return Get::Lost,

@@ -49,7 +49,8 @@ struct Found {
     blocks: Vec<RecoveredBlock>,
     losers: Vec<u64>,
     pages: u64,
-    lost: u64,
+    /// May be below zero: another thread counted what this one took back.
+    lost: i64,
     unreadable: u64,
     leftovers: u64,
 }
@@ -78,15 +79,17 @@ pub(crate) fn recover(inner: &Inner) -> Result<Recovery> {
     let missing = inner.arena.present()..inner.arena.grown();
     let mut r = Recovery { broken_entries, unreadable: missing.len() as u64, ..Recovery::default() };
     let mut losers = Vec::new();
+    let mut lost = 0;
     for found in all.into_inner() {
         inner.alloc.adopt(found.blocks);
         losers.extend(found.losers);
         r.pages += found.pages;
-        r.lost_pages += found.lost;
+        lost += found.lost;
         r.unreadable += found.unreadable;
         r.leftovers += found.leftovers;
     }
     r.pages -= losers.len() as u64;
+    r.lost_pages = lost.max(0) as u64;
     r.leftovers += losers.len() as u64;
     losers.into_iter().for_each(|slot| inner.alloc.free(slot));
     for &id in &dying {
@@ -217,23 +220,38 @@ fn scan_slot(inner: &Inner, slot: u64, class: u8, dying: &HashSet<PoolId>, found
     };
     let object = object.unwrap_or(DENSE_OBJECT);
     let placed = pool.index.with(&object, header.index, |e| {
-        if let Stand::Page(other) | Stand::Lost(other) = e.stand {
-            // A put was cut short between its slot's header and clearing the old one's.
+        let standing = match e.stand {
+            Stand::Page(other) => Some((other, true)),
+            Stand::Lost(other) => Some((other, false)),
+            Stand::Absent | Stand::Refused => None,
+        };
+        if let Some((other, other_good)) = standing {
             let other_header = inner.arena.header(other);
-            if other_header.is_some_and(|o| !seq_later(header.seq, o.seq)) {
-                inner.arena.clear_header(slot);
-                return false;
+            let verdict = match other_header {
+                Some(o) => {
+                    resolve(good, other_good, seq_later(header.seq, o.seq), seq_later(o.seq, header.seq))
+                }
+                None => Verdict::Replace,
+            };
+            match verdict {
+                // The standing page was replaced, by a put cut short before it cleared the old one.
+                Verdict::Replace if other_good => {
+                    inner.arena.clear_header(other);
+                    found.losers.push(other);
+                }
+                // The standing one does not check, so it may never have been this key's.
+                Verdict::Replace => found.unreadable += 1,
+                Verdict::Drop | Verdict::Keep => return verdict,
             }
-            inner.arena.clear_header(other);
             if e.node != crate::lru::NIL {
                 pool.lru.lock().remove(e.node);
+                e.node = crate::lru::NIL;
             }
             if let Some(o) = other_header {
                 account(&pool, &o, false);
             }
-            found.losers.push(other);
-            if matches!(e.stand, Stand::Lost(_)) {
-                found.pages += 1;
+            if !other_good {
+                found.lost -= 1;
             }
         }
         e.stand = if good { Stand::Page(slot) } else { Stand::Lost(slot) };
@@ -242,19 +260,46 @@ fn scan_slot(inner: &Inner, slot: u64, class: u8, dying: &HashSet<PoolId>, found
             e.node = pool.lru.lock().push(slot, stamp);
         }
         account(&pool, &header, true);
-        true
+        Verdict::Replace
     });
     match placed {
-        Some(true) if good => found.pages += 1,
-        Some(true) => found.lost += 1,
-        Some(false) => {
+        Some(Verdict::Replace) if good => found.pages += 1,
+        Some(Verdict::Replace) => found.lost += 1,
+        Some(Verdict::Drop) => {
+            inner.arena.clear_header(slot);
             found.leftovers += 1;
             return false;
         }
-        // An index beyond the pool: only damage writes that.
-        None => found.unreadable += 1,
+        // An index beyond the pool, too: only damage writes that.
+        Some(Verdict::Keep) | None => found.unreadable += 1,
     }
     true
+}
+
+/// What becomes of a slot whose key has another one already.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Verdict {
+    /// It takes the key.
+    Replace,
+    /// It is what an interrupted put left over: free it.
+    Drop,
+    /// It stays where it is and belongs to nobody: what it really was is not known.
+    Keep,
+}
+
+/// `good`, `other_good`: the slot checks, and what stands. `later`, `earlier`: by its sequence.
+/// What does not check may have a wrong key, so it frees nothing; but where it may be the successor
+/// of a good page the key is lost: the older page must not be served. The outcome does not depend
+/// on which of the two is found first.
+fn resolve(good: bool, other_good: bool, later: bool, earlier: bool) -> Verdict {
+    match (good, other_good) {
+        (true, true) if later => Verdict::Replace,
+        (true, true) => Verdict::Drop,
+        (true, false) if earlier => Verdict::Drop,
+        (true, false) => Verdict::Replace,
+        (false, true) if later => Verdict::Replace,
+        (false, _) => Verdict::Keep,
+    }
 }
 
 /// Adds a slot to what its pool holds, or takes it away.
