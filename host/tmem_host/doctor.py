@@ -51,7 +51,6 @@ def examine(state: Path | None = None, *, trial: bool = True) -> list[Finding]:
         checks.append(_accelerator)
     checks += [
         lambda: _tool("qemu-storage-daemon", "limited", "the channel bench", "qemu-system-common"),
-        lambda: _tool("fio", "limited", "the zram comparison", "fio"),
         lambda: _tool("mmdebstrap", "limited", "the channel bench's other client", "mmdebstrap"),
         _zram,
     ]
