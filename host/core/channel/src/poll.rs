@@ -8,14 +8,15 @@
 
 /// Weight of one spin in the share: 1/8.
 const WEIGHT: u16 = 8;
-/// Share that means "always", and the one from which on full spins are worth it: a quarter.
+/// Share that means "always", and the one from which on full spins are worth it: half. A hit saves a wake-up, a miss
+/// costs about as much of somebody's CPU.
 const ALWAYS: u16 = 1024;
-const WORTH_IT: u16 = ALWAYS / 4;
+const WORTH_IT: u16 = ALWAYS / 2;
 /// A spin that is not worth it has this part of the full length.
 const SHORT: u64 = 16;
-/// Of each `PERIOD` spins, the first `PROBES` are full ones. Three hits in a row are enough to pass `WORTH_IT`.
-const PERIOD: u16 = 64;
-const PROBES: u16 = 4;
+/// Of each `PERIOD` spins, the first `PROBES` are full ones: six hits in a row are enough to pass `WORTH_IT`.
+const PERIOD: u16 = 128;
+const PROBES: u16 = 8;
 
 /// Length of the next spin, between a sixteenth of the bound and the bound.
 #[derive(Debug, Default)]

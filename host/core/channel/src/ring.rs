@@ -19,8 +19,8 @@ use crate::request::{Chain, Table};
 use crate::stats::QueueCounters;
 
 /// Requests completed before the guest is told, when more are waiting: lets the guest work on the first ones
-/// while the rest of a deep batch is served, and costs a 32nd of an interrupt for each.
-pub(crate) const BATCH: usize = 32;
+/// while the rest of a deep batch is served, and costs at most an eighth of an interrupt for each.
+pub(crate) const BATCH: usize = 8;
 
 /// The same bound in time, for large requests: also how soon a worker looks at its mailbox again.
 const BATCH_TIME: Duration = Duration::from_micros(100);
