@@ -24,7 +24,7 @@ from typing import Any
 
 from tmem_host import __version__
 from tmem_host import state as states
-from tmem_host.config import PAGE_SIZE, AgentConfig, check_socket_path, format_size
+from tmem_host.config import PAGE_SIZE, AgentConfig, check_socket_path, default_arena, format_size
 from tmem_host.core import BlkServer, Store, core_errors, worst_case_bytes
 from tmem_host.errors import Conflict, NotFound, TmemError
 from tmem_host.models import ChannelInfo, Health, PoolInfo, StoreInfo, VmCreate, VmInfo, VmList, VmUpdate
@@ -60,7 +60,7 @@ class Service:
         state = states.load(config.state_file)
         arena = states.choose_arena(config, state)
         states.check_arena_present(arena, state, accept_loss=config.accept_loss)
-        states.private_folder(arena.parent)
+        states.check_arena_place(arena, own_folder=arena == default_arena(config.state))
         states.private_folder(config.sockets)
         limit = states.choose_limit(arena, config.limit)
         with core_errors(f"the arena {arena} cannot be opened"):

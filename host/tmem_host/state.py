@@ -156,7 +156,26 @@ def private_folder(folder: Path) -> None:
     if found.st_uid != os.getuid():
         raise Denied(f"{folder} belongs to user {found.st_uid}", "choose another path")
     if found.st_mode & 0o022:
-        raise Denied(f"{folder} can be written to by other users", f"chmod go-w {folder}")
+        raise Denied(f"{folder} can be written to by other users", "chmod go-w it, or choose another path")
+
+
+def check_arena_place(arena: Path, *, own_folder: bool) -> None:
+    """Makes or checks the folder of ``arena``, and that a file which is there is this user's.
+
+    ``own_folder``: it lies in a folder that is for it alone; else in one that somebody chose, which may be shared when
+    it has the sticky bit, as ``/dev/shm`` has.
+    """
+    if own_folder or not arena.parent.exists():
+        private_folder(arena.parent)
+    mode = arena.parent.stat().st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise Denied(f"everybody may replace files in {arena.parent}", "choose another folder with --arena")
+    try:
+        found = arena.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid():
+        raise Denied(f"{arena} is no file of this user", "choose another with --arena")
 
 
 @contextlib.contextmanager

@@ -117,6 +117,20 @@ def test_a_folder_that_others_write_to_is_refused(state: Path) -> None:
         states.private_folder(state / "file")
 
 
+def test_where_an_arena_may_lie(state: Path) -> None:
+    states.check_arena_place(state / "new" / "arena", own_folder=True)
+    assert (state / "new").stat().st_mode & 0o777 == 0o700
+    states.check_arena_place(Path("/dev/shm/tmem-test-arena-that-is-not-there"), own_folder=False)
+    with pytest.raises(Denied, match="other users"):
+        states.check_arena_place(Path("/dev/shm/tmem-test-arena-that-is-not-there"), own_folder=True)
+    (state / "new").chmod(0o777)
+    with pytest.raises(Denied, match="everybody"):
+        states.check_arena_place(state / "new" / "arena", own_folder=False)
+    (state / "link").symlink_to(state / "elsewhere")
+    with pytest.raises(Denied, match="no file of this user"):
+        states.check_arena_place(state / "link", own_folder=False)
+
+
 def test_pages_stay_with_their_arena(config: AgentConfig) -> None:
     there = config.state / "there"
     known = State(arena=there).with_vm(entry())
