@@ -11,7 +11,9 @@ use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK};
 
 use crate::backend::{GetResult, PAGE_POINTER_ALIGN, PAGE_SIZE, PageBackend, PutResult, SECTOR_SIZE};
 use crate::config::SERIAL_BYTES;
-use crate::request::{Chain, Limits, Op, Range, Request, Segment, copy_from_guest, copy_to_guest};
+use crate::guest::{Segment, copy_from_guest, copy_to_guest};
+use crate::ops::Op;
+use crate::request::{Chain, Limits, Range, Request};
 use crate::stats::{PageRefusal, QueueCounters};
 
 const OK: u8 = VIRTIO_BLK_S_OK as u8;

@@ -5,10 +5,13 @@
 //! |---|---|
 //! | [`backend`] | what a channel needs of a store |
 //! | [`config`] | what a server is told and what it tells the driver |
+//! | [`ops`] | operations, and reasons for refusing a request |
+//! | [`guest`] | guest memory: proven places, copies made once |
 //! | [`request`] | parses a descriptor chain into a request or a refusal; acts on nothing |
 //! | [`device`] | carries a request out, a page at a time |
 //! | [`ring`] | a running virtqueue: in-order completion, notifications |
-//! | `worker` | threads that own rings: events, spinning, faults |
+//! | `worker`, `poll` | threads that own rings: events, spinning, faults |
+//! | `memory`, `event` | the guest's memory map; eventfd and epoll |
 //! | `session` | vhost-user messages of one connection |
 //! | `server`, `socket` | lifetime: bind, accept, stop |
 //! | [`stats`] | counters |
@@ -21,7 +24,10 @@ pub mod config;
 #[doc(hidden)]
 pub mod device;
 mod event;
+#[doc(hidden)]
+pub mod guest;
 mod memory;
+pub mod ops;
 mod poll;
 #[doc(hidden)]
 pub mod request;
@@ -35,7 +41,7 @@ mod worker;
 
 pub use backend::{GetResult, PAGE_SIZE, PageBackend, PutResult, SECTOR_SIZE};
 pub use config::{BlkConfig, ChannelError, PollPolicy};
-pub use request::{Op, Reason};
+pub use ops::{Op, Reason};
 pub use ring::Fault;
 pub use server::BlkServer;
 pub use stats::{ChannelState, ChannelStats, LATENCY_BUCKETS, PageRefusal, QueueState, QueueStats};

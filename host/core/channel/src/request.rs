@@ -9,17 +9,19 @@
 //! The layout of buffers over descriptors is free (virtio 1.2, section 2.7.4): the header is the first 16
 //! device-readable bytes, the status the last device-writable byte, wherever the descriptors split them.
 
-use std::sync::atomic::{AtomicU16, Ordering, fence};
-
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,
-    VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+    VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use crate::backend::SECTOR_SIZE;
 use crate::config::{MAX_RANGES, SERIAL_BYTES};
+use crate::guest::{
+    DESCRIPTOR_SIZE, Descriptor, Segment, StatusByte, Table, copy_from_guest, le32, le64, resolve,
+};
+use crate::ops::{Op, Reason};
 
 /// Longest chain accepted, direct or indirect. QEMU's VIRTQUEUE_MAX_SIZE; a longer one cannot come from a
 /// driver that honours the advertised seg_max.
@@ -35,143 +37,6 @@ const HEADER_SIZE: usize = 16;
 /// Bytes of `struct virtio_blk_discard_write_zeroes`: sector, num_sectors, flags.
 const RANGE_SIZE: usize = 16;
 
-/// Bytes of `struct virtq_desc`.
-pub(crate) const DESCRIPTOR_SIZE: usize = 16;
-
-/// What a request asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(usize)]
-pub enum Op {
-    /// Read: get.
-    In = 0,
-    /// Write: put.
-    Out = 1,
-    /// Write barrier; every completed put is already kept.
-    Flush = 2,
-    /// Serial number of the device.
-    GetId = 3,
-    /// Flush page for ranges.
-    Discard = 4,
-    /// Flush page for ranges, with zeroes written to partial pages.
-    WriteZeroes = 5,
-}
-
-impl Op {
-    /// Number of operations.
-    pub const COUNT: usize = 6;
-    /// All operations, in the order of their counters.
-    pub const ALL: [Op; Op::COUNT] = [Op::In, Op::Out, Op::Flush, Op::GetId, Op::Discard, Op::WriteZeroes];
-
-    /// Name used in counters and metrics.
-    pub fn name(self) -> &'static str {
-        match self {
-            Op::In => "in",
-            Op::Out => "out",
-            Op::Flush => "flush",
-            Op::GetId => "get_id",
-            Op::Discard => "discard",
-            Op::WriteZeroes => "write_zeroes",
-        }
-    }
-}
-
-macro_rules! reasons {
-    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
-        /// Why a chain was refused.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        #[repr(usize)]
-        pub enum Reason { $($(#[$doc])* $variant,)* }
-
-        impl Reason {
-            /// All reasons, in the order of their counters.
-            pub const ALL: &'static [Reason] = &[$(Reason::$variant,)*];
-            /// Number of reasons.
-            pub const COUNT: usize = Reason::ALL.len();
-
-            /// Name used in counters and metrics.
-            pub fn name(self) -> &'static str {
-                match self { $(Reason::$variant => $name,)* }
-            }
-        }
-    };
-}
-
-reasons! {
-    /// More descriptors than the table has: a loop.
-    ChainTooLong = "chain_too_long",
-    /// `next` points outside the descriptor table.
-    NextOutOfRange = "next_out_of_range",
-    /// INDIRECT flag without the feature.
-    IndirectNotNegotiated = "indirect_not_negotiated",
-    /// INDIRECT inside an indirect table.
-    IndirectNested = "indirect_nested",
-    /// INDIRECT together with NEXT.
-    IndirectWithNext = "indirect_with_next",
-    /// Indirect table empty, not a multiple of 16 bytes, or longer than accepted.
-    IndirectLength = "indirect_length",
-    /// A buffer of no bytes.
-    ZeroLength = "zero_length",
-    /// A buffer or indirect table that is not in guest memory.
-    OutsideMemory = "outside_memory",
-    /// A device-readable descriptor after a device-writable one.
-    ReadableAfterWritable = "readable_after_writable",
-    /// Fewer than 16 device-readable bytes.
-    HeaderTooShort = "header_too_short",
-    /// No device-writable byte for the status.
-    StatusMissing = "status_missing",
-    /// Data to be read where it must be written, or the other way round.
-    WrongDirection = "wrong_direction",
-    /// Data is no multiple of a sector, or too short for the operation.
-    DataLength = "data_length",
-    /// More data than one request may carry.
-    TooLarge = "too_large",
-    /// Beyond the end of the device.
-    BeyondCapacity = "beyond_capacity",
-    /// A write to a read-only device.
-    ReadOnly = "read_only",
-    /// An operation that is not served.
-    UnsupportedOp = "unsupported_op",
-    /// Too many ranges in one discard or write-zeroes.
-    TooManyRanges = "too_many_ranges",
-    /// A reserved or meaningless flag in a range.
-    RangeFlags = "range_flags",
-}
-
-impl Reason {
-    /// Status byte that tells the driver.
-    pub fn status(self) -> u8 {
-        match self {
-            Reason::UnsupportedOp | Reason::RangeFlags => VIRTIO_BLK_S_UNSUPP as u8,
-            _ => VIRTIO_BLK_S_IOERR as u8,
-        }
-    }
-}
-
-/// A run of bytes in one mapped guest region.
-///
-/// Valid only as long as the memory map it was made from lives.
-#[derive(Clone, Copy, Debug)]
-pub struct Segment {
-    pub(crate) ptr: *mut u8,
-    pub(crate) len: usize,
-}
-
-/// The place of the status byte; same lifetime as [`Segment`].
-#[derive(Clone, Copy, Debug)]
-pub struct StatusByte(*mut u8);
-
-impl StatusByte {
-    /// Writes the status.
-    ///
-    /// # Safety
-    /// The memory map the chain was parsed against must still be mapped.
-    pub unsafe fn write(self, status: u8) {
-        // SAFETY: the parser proved the byte to be in a mapped, writable region, which by contract of this
-        // function is still mapped. Volatile: the guest reads it concurrently.
-        unsafe { self.0.write_volatile(status) }
-    }
-}
-
 /// One range of a discard or write-zeroes, in sectors, proven to be on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Range {
@@ -181,7 +46,7 @@ pub struct Range {
     pub count: u64,
 }
 
-/// A request that passed every check. Its data lies in [`Chain::data`], its ranges in [`Chain::ranges`].
+/// A request that passed every check. Its data and ranges lie in the [`Chain`] that was parsed.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
     /// What to do.
@@ -229,56 +94,6 @@ unsafe impl Send for Chain {}
 impl Default for Chain {
     fn default() -> Self {
         Chain::new()
-    }
-}
-
-/// A descriptor table resolved to host memory.
-#[derive(Clone, Copy, Debug)]
-pub struct Table {
-    ptr: *const u8,
-    entries: usize,
-}
-
-// SAFETY: a Table only reads guest memory; whoever holds it holds the memory map too.
-unsafe impl Send for Table {}
-
-#[derive(Clone, Copy)]
-struct Descriptor {
-    addr: u64,
-    len: u32,
-    flags: u32,
-    next: usize,
-}
-
-impl Table {
-    /// Resolves the table of `entries` descriptors at `addr`; `None` when it is not in one region.
-    pub fn resolve(mem: &GuestMemoryMmap, addr: GuestAddress, entries: usize) -> Option<Table> {
-        let bytes = entries.checked_mul(DESCRIPTOR_SIZE)?;
-        let (ptr, run) = resolve(mem, addr.0)?;
-        (run >= bytes).then_some(Table { ptr, entries })
-    }
-
-    /// Resolves one aligned little-endian u16 of a ring.
-    pub(crate) fn resolve_u16(mem: &GuestMemoryMmap, addr: u64) -> Option<*const AtomicU16> {
-        let (ptr, run) = resolve(mem, addr)?;
-        let ptr = ptr.cast_const().cast::<AtomicU16>();
-        (run >= 2 && ptr.is_aligned()).then_some(ptr)
-    }
-
-    fn read(&self, index: usize) -> Option<Descriptor> {
-        if index >= self.entries {
-            return None;
-        }
-        let mut raw = [0u8; DESCRIPTOR_SIZE];
-        // SAFETY: index < entries, and resolve() proved entries * 16 bytes mapped. The guest may write
-        // meanwhile: any mixture of bytes is a descriptor to be checked, and it is read only here.
-        unsafe { copy_from_guest(self.ptr.add(index * DESCRIPTOR_SIZE), &mut raw) };
-        Some(Descriptor {
-            addr: le64(&raw, 0),
-            len: le32(&raw, 8),
-            flags: u32::from(u16::from_le_bytes([raw[12], raw[13]])),
-            next: usize::from(u16::from_le_bytes([raw[14], raw[15]])),
-        })
     }
 }
 
@@ -405,7 +220,7 @@ impl Chain {
         let last = self.writable.last_mut()?;
         last.len -= 1;
         // SAFETY: the segment had at least one byte, so its last byte is inside it.
-        let status = StatusByte(unsafe { last.ptr.add(last.len) });
+        let status = StatusByte::at(unsafe { last.ptr.add(last.len) });
         if last.len == 0 {
             self.writable.pop();
         }
@@ -538,47 +353,4 @@ fn check_range(sector: u64, count: u64, capacity: u64) -> Result<(), Reason> {
 
 fn total(segments: &[Segment]) -> u64 {
     segments.iter().map(|segment| segment.len as u64).sum()
-}
-
-/// Host pointer of a guest-physical address and the bytes mapped from there to the end of its region.
-fn resolve(mem: &GuestMemoryMmap, addr: u64) -> Option<(*mut u8, usize)> {
-    let addr = GuestAddress(addr);
-    let region = mem.find_region(addr)?;
-    let offset = addr.0 - region.start_addr().0;
-    let run = usize::try_from(region.len() - offset).ok()?;
-    // SAFETY: find_region() proved offset < the region's length, which is mapped from as_ptr() on.
-    Some((unsafe { region.as_ptr().add(offset as usize) }, run))
-}
-
-/// Copies out of guest memory, which the guest may write at the same time.
-///
-/// # Safety
-/// `src` must be valid for reads of `dst.len()` bytes.
-pub(crate) unsafe fn copy_from_guest(src: *const u8, dst: &mut [u8]) {
-    // SAFETY: by contract. The fence keeps the compiler from reading the source again in place of the copy.
-    unsafe { std::ptr::copy_nonoverlapping(src, dst.as_mut_ptr(), dst.len()) };
-    fence_compiler();
-}
-
-/// Copies into guest memory, which the guest may read or write at the same time.
-///
-/// # Safety
-/// `dst` must be valid for writes of `src.len()` bytes.
-pub(crate) unsafe fn copy_to_guest(src: &[u8], dst: *mut u8) {
-    // SAFETY: by contract.
-    unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), dst, src.len()) };
-    fence_compiler();
-}
-
-fn fence_compiler() {
-    // An acquire-release fence costs nothing on x86 and is cheap elsewhere.
-    fence(Ordering::AcqRel);
-}
-
-fn le32(raw: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([raw[at], raw[at + 1], raw[at + 2], raw[at + 3]])
-}
-
-fn le64(raw: &[u8], at: usize) -> u64 {
-    u64::from(le32(raw, at)) | u64::from(le32(raw, at + 4)) << 32
 }

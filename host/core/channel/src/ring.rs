@@ -15,7 +15,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::config::MAX_QUEUE_SIZE;
 use crate::device::{Bounce, Device, Outcome};
-use crate::request::{Chain, Table};
+use crate::guest::Table;
+use crate::request::Chain;
 use crate::stats::QueueCounters;
 
 /// Requests completed before the guest is told, when more are waiting: lets the guest work on the first ones

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-use crate::request::{Op, Reason};
+use crate::ops::{Op, Reason};
 use crate::ring::Fault;
 
 /// Buckets of a latency histogram: bucket `i` counts service times of `2^i ..= 2^(i+1) - 1` ns (bucket 0 also
