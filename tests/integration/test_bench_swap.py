@@ -29,7 +29,7 @@ PATIENCE = 600
 
 def command(out: Path, *more: str) -> list[str]:
     argv = [sys.executable, "-m", "tmem_host.cli", "bench", "swap", "--quick", "--rounds", "1", "--seed", "3"]
-    return [*argv, "--memory", "128", "--factor", "1.01", "--out", str(out), "--disk-dir", str(disk()), *more]
+    return [*argv, "--out", str(out), "--disk-dir", str(disk()), *more]
 
 
 def disk() -> Path:

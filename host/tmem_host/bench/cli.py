@@ -41,9 +41,9 @@ def swap(
     kernel: Annotated[str | None, typer.Option(help="Guest kernel: 6.1 or 6.12.")] = None,
     memory: Annotated[int | None, typer.Option(min=64, help="Guest memory in MiB.")] = None,
     vcpus: Annotated[int | None, typer.Option(min=1, help="vCPUs of the guest.")] = None,
-    factor: Annotated[float | None, typer.Option(help="The hog's memory as a multiple of the guest's.")] = None,
+    factor: Annotated[float | None, typer.Option(help="The hog's memory over what the guest has to give.")] = None,
     contents: Annotated[
-        str | None, typer.Option(help="Pages: corpus, text, zero, random, or rN for N % compressible.")
+        str | None, typer.Option(help="Pages: corpus, text, random, zero, same or synthetic:PERCENT.")
     ] = None,
     disk_dir: Annotated[Path | None, typer.Option(help="Folder on a real disk for the disk arms.")] = None,
     accel: Annotated[str | None, typer.Option(help="auto, kvm or tcg.")] = None,

@@ -389,8 +389,8 @@ def _note_load(ctx: BenchContext) -> None:
     first = before[0] if isinstance(before, list) and before else 0.0
     if isinstance(first, (int, float)) and (first > 0.5 * cpus or after[0] > 2 * cpus):
         ctx.note(
-            f"The machine was busy with other work: load {first:g} when the run began and {after[0]:g} when it ended, on "
-            f"{cpus} CPUs. Times are inflated and intervals wide."
+            f"The machine was busy with other work: load {first:g} when the run began and {after[0]:g} when it ended, "
+            f"on {cpus} CPUs. Times are inflated and intervals wide."
         )
 
 

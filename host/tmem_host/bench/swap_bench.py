@@ -2,7 +2,7 @@
 """`tmem bench swap`: the same work in the same guest, with its swap in different places.
 
 One guest is booted with every device attached. In each round every arm has its turn, in shuffled order: its device
-becomes the guest's only swap, a hog larger than the guest's memory writes its pages, verifies them in order and at
+becomes the guest's only swap, a hog larger than what the guest has free writes its pages, verifies them in order and at
 random, and the swap is taken off again. What is compared:
 
 * ``tmem-CODEC``, ``tmem-CODEC-poll``: vhost-user-blk to the host agent, which sleeps between requests or spins;
@@ -64,7 +64,8 @@ class Plan:
     kernel: str
     memory_mib: int
     vcpus: int
-    hog_mib: int
+    factor: float
+    """The hog's memory over what the guest has to give: its MemAvailable when it has just booted."""
     swap_mib: int
     rounds: int
     passes: int
@@ -81,11 +82,10 @@ class Plan:
     @classmethod
     def of(cls, ctx: BenchContext) -> Plan:
         """Out of the context's options. Raises InvalidInput."""
-        memory = ctx.option("memory", 256, 128)
-        factor = ctx.option("factor", 1.5, 1.03)
+        memory = ctx.option("memory", 256, 144)
+        factor = ctx.option("factor", 1.5)
         if not 1 < factor <= 16:
-            raise InvalidInput(f"a factor of {factor:g} is not between 1 and 16", "choose 2, for example")
-        hog = round(memory * factor)
+            raise InvalidInput(f"a factor of {factor:g} is not between 1 and 16", "choose 1.5, for example")
         accel = ctx.option("accel", "auto")
         if accel not in get_args(AccelName):
             raise InvalidInput(f"there is no accelerator {accel!r}", f"choose one of {', '.join(get_args(AccelName))}")
@@ -94,8 +94,9 @@ class Plan:
             kernel=ctx.option("kernel", "6.1"),
             memory_mib=memory,
             vcpus=ctx.option("vcpus", 1),
-            hog_mib=hog,
-            swap_mib=hog + 32,
+            factor=factor,
+            # A guest never has more memory to give than it has, so this is enough for every hog.
+            swap_mib=round(memory * factor) + 32,
             rounds=ctx.option("rounds", 5, 2),
             passes=ctx.option("passes", 2, 1),
             samples=ctx.option("samples", 8192, 2048),
@@ -172,8 +173,10 @@ async def run(ctx: BenchContext) -> None:
     )
     ctx.progress("booting the guest")
     async with Stage(spec) as stage:
-        await _describe(ctx, plan, stage)
-        turns = _Turns(ctx, plan, stage, table)
+        available = (await stage.vm.agent.meminfo())["meminfo"]["MemAvailable"]
+        hog_mib = max(1, round(plan.factor * available / MIB))
+        await _describe(ctx, plan, stage, hog_mib, available)
+        turns = _Turns(ctx, plan, stage, table, hog_mib)
         arms = [arm_of(name, table[name], plan) for name in chosen]
         await ctx.interleave(
             arms, rounds=plan.rounds, run=turns.run, recover=turns.recover, deadline=began + plan.seconds
@@ -199,7 +202,7 @@ async def _pages(ctx: BenchContext, plan: Plan) -> bytes | None:
     return pages
 
 
-async def _describe(ctx: BenchContext, plan: Plan, stage: Stage) -> None:
+async def _describe(ctx: BenchContext, plan: Plan, stage: Stage, hog_mib: int, available: int) -> None:
     """Properties, notes, and the harness's own cost."""
     vm = stage.vm
     hello = await vm.agent.hello()
@@ -208,6 +211,7 @@ async def _describe(ctx: BenchContext, plan: Plan, stage: Stage) -> None:
         kernel_release=hello["kernel"],
         memory_mib=plan.memory_mib,
         usable_bytes=hello["mem_total_bytes"],
+        available_bytes=available,
         vcpus=plan.vcpus,
         clocksource=hello["clocksource"],
         accelerator=vm.accelerator.name,
@@ -215,8 +219,8 @@ async def _describe(ctx: BenchContext, plan: Plan, stage: Stage) -> None:
         boot_seconds=round(vm.boot_seconds, 2),
     )
     ctx.configure(
-        hog_mib=plan.hog_mib,
-        hog_over_usable=round(plan.hog_mib * MIB / hello["mem_total_bytes"], 2),
+        hog_mib=hog_mib,
+        hog_over_available=plan.factor,
         swap_mib=plan.swap_mib,
         rounds=plan.rounds,
         random_passes=plan.passes,
@@ -247,7 +251,8 @@ async def _describe(ctx: BenchContext, plan: Plan, stage: Stage) -> None:
 class _Turns:
     """One arm's turn after the other, in one guest."""
 
-    def __init__(self, ctx: BenchContext, plan: Plan, stage: Stage, table: dict[str, Device]) -> None:
+    def __init__(self, ctx: BenchContext, plan: Plan, stage: Stage, table: dict[str, Device], hog_mib: int) -> None:
+        self._hog_mib = hog_mib
         self._ctx = ctx
         self._plan = plan
         self._stage = stage
@@ -274,7 +279,7 @@ class _Turns:
         start = time.monotonic()
         async with self._stage.watching(device.serial) as seen:
             try:
-                result = await self._hog(self._plan.hog_mib, device.verified, arm.name)
+                result = await self._hog(self._hog_mib, device.verified, arm.name)
             except GuestRefused as error:
                 raise BenchError(error.message, _LITTLE if device.serial == ZRAM else "") from error
         wall = time.monotonic() - start
