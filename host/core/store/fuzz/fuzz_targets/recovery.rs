@@ -6,7 +6,7 @@
 //! pages whose record the edit turned to plain zeroes) not at all; it never panics, never serves a
 //! page under another key, and the next opening agrees with the first.
 //!
-//! Run: `RUSTC_BOOTSTRAP=1 cargo fuzz run recovery -- -max_total_time=600` in `host/core/store`.
+//! Run: `RUSTC_BOOTSTRAP=1 cargo fuzz run recovery -- -max_total_time=600 -detect_leaks=0` in `host/core/store`.
 #![no_main]
 
 use std::fs::{File, OpenOptions};
