@@ -43,8 +43,9 @@ async def test_hog_over_vhost_user_and_memory_given_back(
             on = await vm.agent.swap_on(DAEMON_SERIAL, require_discard=True)
             assert (on["discard"], on["rotational"], on["queues"]) == (True, 0, vcpus)
             seen: list[Progress] = []
+            # twice what the guest can use; the store's own test takes 2.5 times its whole memory
             results = await asyncio.gather(
-                *(vm.agent.hog(HOG_MIB // vcpus, seed=n, recheck=True, progress=seen.append) for n in range(vcpus))
+                *(vm.agent.hog(HOG_MIB // 2 // vcpus, seed=n, recheck=True, progress=seen.append) for n in range(vcpus))
             )
             assert [result.bad for result in results] == [0] * vcpus
             assert seen
@@ -55,7 +56,7 @@ async def test_hog_over_vhost_user_and_memory_given_back(
                 assert result.phase("random").major > 1000
                 assert len(result.phase("random").major_ns) > 1000
                 assert min(result.phase("random").major_ns) > result.clock_ns["median"]
-            assert (await vm.agent.vmstat())["pswpout"] > 30_000
+            assert (await vm.agent.vmstat())["pswpout"] > 15_000
             await vm.agent.swap_off(DAEMON_SERIAL)
             assert held_bytes(image) < 1 << 20
 
