@@ -158,8 +158,11 @@ def _accelerator() -> Finding:
         found = asyncio.run(find_accelerator("qemu-system-x86_64", guest_image(KERNELS[0])))
     except TmemError as error:
         return Finding(subject="accelerator", state="limited", found=error.message, advice=error.hint)
-    state: Literal["ok", "limited"] = "ok" if found.name == "kvm" else "limited"
-    return Finding(subject="accelerator", state=state, found=f"{found.name}: {one_line(found.why)}")
+    said = f"{found.name}: {one_line(found.why)}"
+    if found.name == "kvm":
+        return Finding(subject="accelerator", state="ok", found=said)
+    advice = "guests are emulated: good for tests, not for figures about exits"
+    return Finding(subject="accelerator", state="limited", found=said, advice=advice)
 
 
 def _zram() -> Finding:

@@ -258,6 +258,26 @@ def test_a_signal_stops_in_good_order(agent: AgentProcess, number: signal.Signal
     assert not (agent.state / "api.sock").exists()
 
 
+def test_a_second_signal_ends_it_at_once_and_loses_nothing(make_agent: AgentFactory) -> None:
+    agent = make_agent()
+    with_pages(agent, "web")
+    agent.start()
+    process = agent._process
+    assert process is not None
+    with socket.socket(socket.AF_UNIX) as slow:
+        slow.connect(str(agent.state / "api.sock"))
+        # A request under way, which a stop in good order waits for.
+        slow.sendall(b"POST /v1/vms HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n")
+        agent.client.health()
+        process.send_signal(signal.SIGTERM)
+        until(lambda: "SIGTERM: stopping" in (agent.state / "agent.log").read_text(), "the first signal is taken")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(DEADLINE) == 128 + signal.SIGTERM
+    agent.kill()
+    agent.start()
+    assert agent.client.get_vm("web").pages == len(PAGES)
+
+
 def test_an_agent_that_was_not_ready_says_why(make_agent: AgentFactory, state: Path) -> None:
     (state / "state.json").write_text("{")
     with pytest.raises(VmFailed, match="is not JSON"):
