@@ -32,6 +32,8 @@ struct Block {
     hint: u32,
     /// Bit set: slot free.
     bitmap: Box<[u64]>,
+    /// Put into a huge page, or tried.
+    huge: bool,
 }
 
 impl Block {
@@ -43,7 +45,7 @@ impl Block {
         {
             *last = (1 << (slots % 64)) - 1;
         }
-        Self { class, populated, slots, free: slots, hint: 0, bitmap }
+        Self { class, populated, slots, free: slots, hint: 0, bitmap, huge: false }
     }
 
     fn lowest_free(&mut self) -> Option<u32> {
@@ -470,6 +472,21 @@ impl Allocator {
             );
         }
         loose
+    }
+
+    /// Up to `n` full blocks that were not put into a huge page yet; they count as done from now on.
+    pub fn full_blocks(&self, n: usize) -> Vec<u32> {
+        let mut full = Vec::new();
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            for (&block, b) in &mut shard.blocks {
+                if full.len() < n && b.free == 0 && !b.huge && b.populated == BLOCK_PAGES {
+                    b.huge = true;
+                    full.push(block);
+                }
+            }
+        }
+        full
     }
 
     /// Takes the first free slot of this one's block, if it lies before it.

@@ -22,6 +22,8 @@ use crate::layout::{
 /// Linux 5.14: fault a range in for writing, with an error instead of SIGBUS when memory is short.
 const MADV_POPULATE_READ: i32 = 22;
 const MADV_POPULATE_WRITE: i32 = 23;
+/// Linux 6.1: put a range into a huge page now, whatever the file system's own policy is.
+const MADV_COLLAPSE: i32 = 25;
 
 const SB_VERSION: usize = 8;
 const SB_UUID: usize = 16;
@@ -127,24 +129,11 @@ impl Arena {
         }
         let max_blocks = max_blocks.clamp(grown.max(1), MAX_BLOCKS);
         let map_len = (DATA + max_blocks * BLOCK_SIZE) as usize;
-        // SAFETY: a new shared mapping of our file; nothing else is replaced.
-        let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                map_len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_NORESERVE,
-                file.as_raw_fd(),
-                0,
-            )
-        };
-        if base == libc::MAP_FAILED {
-            return Err(StoreError::io(format!("cannot map arena {shown}"))(io::Error::last_os_error()));
-        }
+        let base = map(&file, map_len).map_err(StoreError::io(format!("cannot map arena {shown}")))?;
         let arena = Self {
             file,
             path: path.into(),
-            base: base.cast(),
+            base,
             map_len,
             max_blocks: max_blocks as u32,
             grown: AtomicU32::new(grown as u32),
@@ -347,6 +336,13 @@ impl Arena {
         }
     }
 
+    /// Puts a full block into one huge page. False: the kernel does not, or has none to give.
+    pub fn collapse(&self, block: u32) -> bool {
+        let at = self.data(u64::from(block) * BLOCK_SIZE);
+        // SAFETY: a whole block of our mapping; its contents stay as they are.
+        unsafe { libc::madvise(at.cast(), BLOCK_SIZE as usize, MADV_COLLAPSE) == 0 }
+    }
+
     /// Gives memory back to the host: pages `from..populated` of a block, which hold nothing.
     pub fn punch(&self, block: u32, from: u16, populated: u16) -> io::Result<()> {
         let offset = u64::from(from) * OS_PAGE;
@@ -471,6 +467,53 @@ impl Drop for Arena {
     fn drop(&mut self) {
         // SAFETY: our mapping, unmapped once. The lock goes with the descriptor.
         unsafe { libc::munmap(self.base.cast(), self.map_len) };
+    }
+}
+
+/// Maps the file with its blocks on 2 MiB boundaries, as huge pages need it. Beyond the file's end
+/// it is only address space.
+fn map(file: &File, len: usize) -> io::Result<*mut u8> {
+    let (slack, null) = (BLOCK_SIZE as usize, std::ptr::null_mut());
+    // SAFETY: a new reservation; nothing is replaced.
+    let room = unsafe {
+        libc::mmap(
+            null,
+            len + slack,
+            libc::PROT_NONE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+            0,
+        )
+    };
+    if room == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let before = (room as usize).next_multiple_of(slack) - room as usize;
+    // SAFETY: `before` is at most `slack`, so all of it lies in the reservation, which is ours: its
+    // middle is replaced, its ends are given back.
+    unsafe {
+        let at = room.cast::<u8>().add(before);
+        let base = libc::mmap(
+            at.cast(),
+            len,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_NORESERVE | libc::MAP_FIXED,
+            file.as_raw_fd(),
+            0,
+        );
+        if base == libc::MAP_FAILED {
+            let e = io::Error::last_os_error();
+            libc::munmap(room, len + slack);
+            return Err(e);
+        }
+        if before > 0 {
+            libc::munmap(room, before);
+        }
+        let end = len.next_multiple_of(OS_PAGE as usize);
+        if slack > before {
+            libc::munmap(at.add(end).cast(), slack - before);
+        }
+        Ok(base.cast())
     }
 }
 

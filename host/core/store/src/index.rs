@@ -22,6 +22,9 @@ const DEAD: u64 = !(LOCKED | KIND);
 
 /// Dense entries in 4 KiB.
 const ENTRIES: u32 = 4096 / 8;
+/// Devices of so many pages (4 GiB) get their index in huge pages: there a walk of the page tables
+/// costs more than the entry. Below it, 2 MiB at once would be more than all of the index.
+const HUGE_FROM: u32 = 1 << 20;
 const STRIPES: usize = 64;
 
 /// What stands under a key. Slots are 8-aligned data offsets, so the low bits are free for it.
@@ -112,7 +115,14 @@ impl Dense {
                 0,
             )
         };
-        (base != libc::MAP_FAILED).then(|| Self { base: base.cast(), capacity })
+        if base == libc::MAP_FAILED {
+            return None;
+        }
+        if capacity >= HUGE_FROM {
+            // SAFETY: our new mapping. Advice only: without it the index works as well.
+            unsafe { libc::madvise(base, capacity as usize * 8, libc::MADV_HUGEPAGE) };
+        }
+        Some(Self { base: base.cast(), capacity })
     }
 
     #[inline]

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -84,6 +84,8 @@ pub(crate) struct Inner {
     pub last_ops: AtomicU64,
     /// Flushes when the indices last gave empty memory back.
     pub last_flushes: AtomicU64,
+    /// False once the kernel refused to put a block into a huge page.
+    pub can_collapse: AtomicBool,
     pub stamp: AtomicU64,
     recovery: Recovery,
     stop: Mutex<bool>,
@@ -131,6 +133,7 @@ impl Store {
             tidying: Mutex::new(()),
             last_ops: AtomicU64::new(0),
             last_flushes: AtomicU64::new(0),
+            can_collapse: AtomicBool::new(true),
             stamp: AtomicU64::new(0),
             recovery: Recovery { fresh: arena.fresh(), ..Recovery::default() },
             stop: Mutex::new(false),

@@ -24,6 +24,11 @@ const SPARE_QUIET: u64 = 32;
 const SPARE_BUSY: u64 = 8;
 /// Puts and flushes since the last upkeep from which on the store counts as busy.
 const BUSY_OPS: u64 = 2000;
+/// Memory in blocks from which on full ones are put into huge pages: what the processor's second
+/// level of address translation covers with small pages (some 3000 entries of 4 KiB) is far below.
+const COLLAPSE_FROM: u64 = 256 << 20;
+/// Blocks put into huge pages in one round of upkeep.
+const COLLAPSE_BATCH: usize = 4;
 /// Blocks compacted in one go: some 10 ms of work.
 const COMPACT_BATCH: u32 = 16;
 
@@ -147,6 +152,24 @@ impl Inner {
         if !busy && self.last_flushes.swap(flushes, Ordering::Relaxed) != flushes {
             self.release_indices();
         }
+        if ops == before {
+            self.collapse(COLLAPSE_BATCH);
+        }
+    }
+
+    /// Puts full blocks into huge pages: a random get in a large store spends more on page tables
+    /// than on the page. A block is not accessible for some milliseconds meanwhile, so this is for
+    /// a store that rests, and only from a size on at which it pays.
+    fn collapse(&self, blocks: usize) {
+        if self.arena.populated_bytes() < COLLAPSE_FROM || !self.can_collapse.load(Ordering::Relaxed) {
+            return;
+        }
+        for block in self.alloc.full_blocks(blocks) {
+            if !self.arena.collapse(block) {
+                self.can_collapse.store(false, Ordering::Relaxed);
+                return;
+            }
+        }
     }
 
     fn release_indices(&self) {
@@ -168,7 +191,9 @@ impl Inner {
     /// All that can be given back, now.
     pub fn tidy_fully(&self) -> u64 {
         self.release_indices();
-        self.tidy(SPARE_QUIET, u32::MAX, 0)
+        let bytes = self.tidy(SPARE_QUIET, u32::MAX, 0);
+        self.collapse(usize::MAX);
+        bytes
     }
 
     /// Moves one page to the slot that `room` gives for its class.
