@@ -260,9 +260,7 @@ class BenchContext:
                 turn = turn[shift:] + turn[:shift]
             self.results.arm_order.append([arm.name for arm in turn])
             for position, arm in enumerate(turn):
-                left = self._eta.left(
-                    [a.name for a in turn[position:]] + [a.name for a in alive] * (rounds - index - 1)
-                )
+                left = self._time_left(turn[position:], alive * (rounds - index - 1), deadline)
                 self.view.step(f"round {index + 1}/{rounds}: {arm.name}", left)
                 begin = time.monotonic()
                 self._now_round = index
@@ -288,6 +286,14 @@ class BenchContext:
             self.save()
             if not alive:
                 break
+
+    def _time_left(self, now: Sequence[Arm], later: Sequence[Arm], deadline: float | None) -> float | None:
+        """Seconds until the end: this round will be finished, later ones only as far as the deadline allows."""
+        this = self._eta.left([arm.name for arm in now])
+        rest = self._eta.left([arm.name for arm in later])
+        if this is None or rest is None or deadline is None:
+            return None if this is None or rest is None else this + rest
+        return this + min(rest, max(0.0, deadline - time.monotonic() - this))
 
     # ---- results
 

@@ -97,7 +97,7 @@ class Plan:
             factor=factor,
             # A guest never has more memory to give than it has, so this is enough for every hog.
             swap_mib=round(memory * factor) + 32,
-            rounds=ctx.option("rounds", 5, 2),
+            rounds=ctx.option("rounds", 5, 3),
             passes=ctx.option("passes", 2, 1),
             samples=ctx.option("samples", 8192, 2048),
             contents=ctx.option("contents", "corpus"),
@@ -106,7 +106,7 @@ class Plan:
             page_cluster=cluster if cluster >= 0 else None,
             accel=accel,  # type: ignore[arg-type]
             disk_dir=Path(ctx.option("disk_dir", str(ctx.out))),
-            seconds=ctx.option("seconds", 3600.0, 240.0),
+            seconds=ctx.option("seconds", 3600.0, 220.0),
             turn_seconds=ctx.option("turn_seconds", 600.0, 120.0),
         )
 

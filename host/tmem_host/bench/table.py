@@ -38,7 +38,7 @@ def render(results: Results) -> RenderableType:
         extra = [str(row.dimensions.get(d, "")) for d in layout.rows]
         table.add_row(Text(name, "bold" if row.arm == layout.baseline else ""), *extra, *map(_cell, row.cells))
     parts: list[RenderableType] = [table]
-    if layout.baseline is not None:
+    if layout.baseline in results.arms():
         parts.append(
             Text(f"second line: 95 % interval; ×: ratio to {layout.baseline}, green = better, red = worse", "dim")
         )

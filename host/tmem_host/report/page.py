@@ -174,7 +174,7 @@ def _table(results: Results, layout: Layout) -> str:
         cells = "".join(_cell(c) for c in row.cells)
         body.append(f'<tr{kind}><th scope="row">{escape(row.arm)}</th>{extra}{cells}</tr>')
     told = "First line: median; second: 95 % interval."
-    if layout.baseline is not None:
+    if layout.baseline in results.arms():
         told += f" Third: ratio to {layout.baseline}, coloured where its interval excludes 1."
     if weak := power(results):
         told += f" {weak}"
