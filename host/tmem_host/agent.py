@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -43,11 +44,18 @@ def run(config: AgentConfig, *, parent: int | None = None) -> None:
     """
     with locked(config):
         _log_to(config.log_file)
+        _raise_file_limit()
         try:
             asyncio.run(_serve(config, parent))
         except TmemError as error:
             log.error("%s", error)
             raise
+
+
+def _raise_file_limit() -> None:
+    """All the descriptors this user may have: a connected VM takes about twelve."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _log_to(path: Path) -> None:
