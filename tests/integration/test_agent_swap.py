@@ -68,7 +68,7 @@ async def test_ten_kills_in_one_run(series: str, big_agent: AgentProcess, eviden
 
 
 async def test_a_kill_in_each_of_ten_runs_in_a_row(big_agent: AgentProcess, evidence: Path) -> None:
-    plan = dataclasses.replace(PLAN, factor=2.0, kills=1)
+    plan = dataclasses.replace(PLAN, factor=1.5, kills=1)
     async with guest(plan, big_agent.client, "hog", evidence=evidence) as vm:
         await vm.agent.swap_on("hog", require_discard=True)
         for number in range(10):
