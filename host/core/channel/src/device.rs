@@ -295,7 +295,7 @@ impl Cursor<'_> {
     fn take_page(&mut self) -> Option<*mut u8> {
         let segment = self.segments.first()?;
         let ptr = segment.ptr.wrapping_add(self.offset);
-        if segment.len - self.offset < PAGE_SIZE || (ptr as usize) % PAGE_POINTER_ALIGN != 0 {
+        if segment.len - self.offset < PAGE_SIZE || !(ptr as usize).is_multiple_of(PAGE_POINTER_ALIGN) {
             return None;
         }
         self.advance(segment.len, PAGE_SIZE);

@@ -170,7 +170,7 @@ impl Chain {
                 }
                 let bytes = descriptor.len as usize;
                 let entries = bytes / DESCRIPTOR_SIZE;
-                if entries == 0 || bytes % DESCRIPTOR_SIZE != 0 || entries > MAX_CHAIN {
+                if entries == 0 || !bytes.is_multiple_of(DESCRIPTOR_SIZE) || entries > MAX_CHAIN {
                     return Err(Reason::IndirectLength);
                 }
                 table = Table::resolve(mem, GuestAddress(descriptor.addr), entries)
@@ -313,7 +313,7 @@ impl Chain {
 
     fn take_ranges(&mut self, op: Op, data_len: u64, limits: &Limits) -> Result<(), Reason> {
         let count = data_len / RANGE_SIZE as u64;
-        if count == 0 || data_len % RANGE_SIZE as u64 != 0 {
+        if count == 0 || !data_len.is_multiple_of(RANGE_SIZE as u64) {
             return Err(Reason::DataLength);
         }
         if count > MAX_RANGES as u64 {

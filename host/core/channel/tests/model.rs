@@ -75,7 +75,7 @@ fn expected(disk: &mut [u8], ask: &Ask, out: &[u8], writes: usize) -> (u8, Vec<u
     match ask.kind {
         IN | OUT => {
             let len = out.len() + writes;
-            if len == 0 || len % 512 != 0 {
+            if len == 0 || !len.is_multiple_of(512) {
                 return failed;
             }
             let Some(span) = span(ask.sector, len as u64 / 512) else { return failed };
@@ -89,7 +89,7 @@ fn expected(disk: &mut [u8], ask: &Ask, out: &[u8], writes: usize) -> (u8, Vec<u
         GET_ID if writes < 20 => failed,
         GET_ID => (OK, b"model\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0".to_vec()),
         DISCARD | WRITE_ZEROES => {
-            if out.is_empty() || out.len() % 16 != 0 {
+            if out.is_empty() || !out.len().is_multiple_of(16) {
                 return failed;
             }
             if ask.flags & !u32::from(ask.kind == WRITE_ZEROES) != 0 {
