@@ -5,18 +5,14 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from framework.agents import LIMIT, AgentFactory
 from tmem_host.agent_process import AgentProcess
 from tmem_host.config import AgentConfig
-
-#: Bytes; enough for every test that does not say otherwise.
-LIMIT = 64 << 20
-
-AgentFactory = Callable[..., AgentProcess]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import LIMIT, AgentFactory
+from framework.agents import LIMIT, AgentFactory
 from framework.pages import fill, opened, wrong
 from tmem_host.agent_process import AgentProcess, temporary_agent
 from tmem_host.errors import NoSpace, NotFound, Unavailable, VmFailed

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import AgentFactory
+from framework.agents import AgentFactory
 from framework.vm import MEMORY_MIB, evidence_folder
 from tmem_host.agent_process import AgentProcess
 from tmem_host.models import Codec, VmUpdate
