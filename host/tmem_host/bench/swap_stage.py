@@ -46,6 +46,8 @@ class StageSpec:
     """Where console and agent logs stay."""
     corpus: bytes | None
     """Pages that the hog fills its area with; None: it makes them up itself."""
+    append: str = ""
+    """Added to the guest kernel's command line."""
     tmem: bool = True
     disks: bool = True
 
@@ -168,6 +170,7 @@ class Stage:
                 disks=tuple(disks),
                 accel=self.spec.accel,
                 workdir=self.spec.logs / f"boot-{self.boots}",
+                append=self.spec.append,
             )
         )
         await self._vm.start()
