@@ -36,7 +36,8 @@ $(VENV)/.requirements: requirements.lock
 	touch $@
 
 $(VENV)/.core: $(VENV)/.requirements pyproject.toml $(CORE_SOURCES)
-	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --release --quiet --locked
+	@echo 'building the Rust core (a minute or two the first time)'
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --release --quiet --locked >/dev/null
 	touch $@
 
 guests: build ## build the guest images that are not in the cache yet
