@@ -2,9 +2,11 @@
 //! Compression of single pages, straight from guest memory.
 //!
 //! The source may change while it is read: a guest owns it. lz4 and zstd stay inside the
-//! destination whatever they read, because their output's structure follows from positions and
-//! the destination is as large as their worst case. What comes out then may not be what the guest
-//! meant, which is the guest's own doing.
+//! destination whatever they read, because it is as large as their worst case. What comes out then
+//! is some page or, about once in 20,000 puts of a page that is rewritten all the time, nothing
+//! that decodes: a get of it answers *lost*. A kernel that swaps never reads such a page: it was
+//! dirtied while it was written, so it is written again before it is dropped. (zram asks for stable
+//! pages for this reason; a virtio-blk device cannot.)
 
 use std::cell::RefCell;
 use std::ffi::{c_char, c_int, c_void};

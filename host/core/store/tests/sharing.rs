@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use tmem_store::{
     Codec, DENSE_OBJECT, Get, Handle, NO_CAP, PAGE_SIZE, PoolSpec, Put, QuotaChange, Store, StoreOptions,
@@ -39,6 +40,14 @@ fn get(h: &Handle, object: u64, i: u32) -> (Get, Vec<u8>) {
 fn vm_with(store: &Store, name: &str, reservation: u64, weight: u32, spec: PoolSpec) -> Handle {
     let vm = store.vm_create(name, reservation, NO_CAP, weight).unwrap();
     store.handle(vm, store.pool_create(vm, spec).unwrap()).unwrap()
+}
+
+/// Sets a flag at the end of a scope, also when an assertion ends it: nobody waits for ever.
+struct Raise<'a>(&'a AtomicBool);
+impl Drop for Raise<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
 }
 
 const SWAP: PoolSpec = PoolSpec { persistent: true, shared: None, pages: Some(100_000), codec: Codec::Lz4 };
@@ -207,34 +216,44 @@ fn memory_follows_what_is_kept() {
 }
 
 #[test]
-fn a_page_that_changes_while_it_is_put_comes_back_as_some_page() {
+fn a_page_that_changes_while_it_is_put_harms_nobody() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let store = open(dir.path(), 64 << 20);
     for codec in [Codec::Lz4, Codec::Zstd, Codec::None] {
         let h = vm_with(&store, codec.name(), 0, 100, PoolSpec { codec, ..SWAP });
         // Guest memory: shared, written by another thread without any agreement.
-        let guest: Vec<std::sync::atomic::AtomicU64> =
-            (0..512).map(|_| std::sync::atomic::AtomicU64::new(0)).collect();
-        let stop = std::sync::atomic::AtomicBool::new(false);
+        let guest: Vec<AtomicU64> = (0..512).map(|_| AtomicU64::new(0)).collect();
+        let stop = AtomicBool::new(false);
+        let (mut hits, mut lost) = (0, 0);
         std::thread::scope(|s| {
+            let _end = Raise(&stop);
             s.spawn(|| {
                 let mut x = 1u64;
-                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                while !stop.load(Relaxed) {
                     x ^= x << 13;
                     x ^= x >> 7;
                     x ^= x << 17;
                     let v = if x.is_multiple_of(3) { x } else { 0 };
-                    guest[x as usize % 512].store(v, std::sync::atomic::Ordering::Relaxed);
+                    guest[x as usize % 512].store(v, Relaxed);
                 }
             });
             for i in 0..20_000 {
                 // SAFETY: valid for the whole call; that it changes is the point.
                 let p = unsafe { h.put(&DENSE_OBJECT, i % 50, guest.as_ptr().cast()) };
                 assert_eq!(p, Put::Stored);
-                assert_eq!(get(&h, 0, i % 50).0, Get::Hit, "{codec:?}: what was kept decodes");
+                match get(&h, 0, i % 50).0 {
+                    Get::Hit => hits += 1,
+                    Get::Lost => lost += 1,
+                    other => panic!("{codec:?}: {other:?}"),
+                }
             }
-            stop.store(true, std::sync::atomic::Ordering::Relaxed);
         });
+        println!("{codec:?}: {lost} of {} pages did not decode", hits + lost);
+        assert!(hits > 50 * lost, "{codec:?}: {lost} lost, {hits} not");
+        // Its neighbours and the key itself are as good as before.
+        let page = noise(3, 2000);
+        assert!((0..50).all(|i| put(&h, 0, i, &page) == Put::Stored));
+        assert!((0..50).all(|i| get(&h, 0, i) == (Get::Hit, page.clone())));
     }
 }
 
