@@ -42,7 +42,7 @@ from tmem_host.bench.swap_stage import CACHED, CORPUS, DIRECT, NULL, TMEM, Stage
 from tmem_host.config import MIB, PAGE_SIZE
 from tmem_host.errors import InvalidInput, TmemError
 from tmem_host.models import Codec
-from tmem_host.vm.guest_client import GuestRefused
+from tmem_host.vm.guest_client import GuestError, GuestRefused
 from tmem_host.vm.guest_results import HogResult, Progress
 from tmem_host.vm.images import guest_image
 from tmem_host.vm.spec import AccelName
@@ -287,8 +287,11 @@ class _Turns:
         async with self._stage.watching(device.serial) as seen:
             try:
                 result = await self._hog(self._hog_mib, device.verified, arm.name)
-            except GuestRefused as error:
-                raise BenchError(error.message, _LITTLE if device.serial == ZRAM else "") from error
+            except GuestError as error:
+                if device.serial == TMEM and not self._stage.agent_alive():
+                    raise BenchError(f"the host agent has ended; {error.message}", "see logs/agent.log") from error
+                refused = isinstance(error, GuestRefused)
+                raise BenchError(error.message, _LITTLE if device.serial == ZRAM and refused else "") from error
         wall = time.monotonic() - start
         used = {name: now - cpu.get(name, 0.0) for name, now in self._stage.cpu_seconds().items()}
         off = await self._swap_off(device)

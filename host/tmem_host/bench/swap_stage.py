@@ -180,12 +180,13 @@ class Stage:
         if self._vm is not None:
             await self._vm.kill()
             self._vm = None
-        if self._agent is not None and not self._agent_alive():
+        if self._agent is not None and not self.agent_alive():
             self._agent.kill()
             self._agent.start()
         await self._boot()
 
-    def _agent_alive(self) -> bool:
+    def agent_alive(self) -> bool:
+        """Whether the host agent runs and answers."""
         try:
             return self._agent is not None and self._agent.client.health().status == "ok"
         except TmemError:

@@ -70,8 +70,8 @@ def swap_page_out(results: Results) -> Plot | None:
         results,
         "page-out",
         "Time per page swapped out",
-        "Write phase beyond what the same writes cost in memory, per page that went out. Whisker: 95 % interval; "
-        "dots: rounds.",
+        "Write phase beyond what the same writes cost in memory, per page that went out. Dots: rounds; "
+        "whisker: 95 % interval.",
         _each_arm(results, "page_out"),
     )
 

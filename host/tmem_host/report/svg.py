@@ -178,6 +178,7 @@ def bars(rows: Sequence[Bar], unit: str, width: int, title: str, description: st
             )
             x += length
         for dot in row.dots:
+            x = max(x, axis.place(dot))
             canvas.raw(f'<circle cx="{axis.place(dot):.1f}" cy="{y + thick / 2:.1f}" r="2.5" class="dot"/>')
         if row.low is not None and row.high is not None and row.high > row.low:
             a, b, mid = axis.place(row.low), axis.place(row.high), y + thick / 2
