@@ -110,7 +110,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; from tmem_host import cli; cli.run(['--help']); "
-        "heavy = {'pydantic', 'httpx', 'fastapi', 'uvicorn', 'numpy', 'scipy', 'matplotlib', 'tmem_host._core'}; "
+        "heavy = {'pydantic', 'httpx', 'fastapi', 'uvicorn', 'numpy', 'scipy', 'tmem_host._core'}; "
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
