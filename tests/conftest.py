@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,12 @@ import pytest
 from framework.agents import LIMIT, AgentFactory
 from tmem_host.agent_process import AgentProcess
 from tmem_host.config import AgentConfig
+
+
+def pytest_configure() -> None:
+    # A shell that starts a job in the background lets it ignore SIGINT, and so would every child of ours: tests that
+    # interrupt would wait for ever.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
