@@ -14,78 +14,25 @@ use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::arena::Arena;
+use crate::block::Block;
 use crate::classes::CLASSES;
 use crate::layout::{BLOCK_SHIFT, BLOCK_SIZE, BlockEntry, OS_PAGE};
 
-const BLOCK_PAGES: u16 = (BLOCK_SIZE / OS_PAGE) as u16;
+pub(crate) const BLOCK_PAGES: u16 = (BLOCK_SIZE / OS_PAGE) as u16;
 /// Memory is faulted in ahead of use by 1/64 of what the class holds, within these bounds (pages).
 const AHEAD_MIN: u64 = 1;
 const AHEAD_MAX: u64 = 64;
 
-/// A block in use by a shard.
-struct Block {
-    class: u8,
-    populated: u16,
-    slots: u32,
-    free: u32,
-    /// Word from which the search for a free slot starts: none is free below it.
-    hint: u32,
-    /// Bit set: slot free.
-    bitmap: Box<[u64]>,
-    /// Put into a huge page, or tried.
-    huge: bool,
-}
-
-impl Block {
-    fn new(class: u8, populated: u16) -> Self {
-        let slots = slots_per_block(class);
-        let mut bitmap = vec![u64::MAX; slots.div_ceil(64) as usize].into_boxed_slice();
-        if !slots.is_multiple_of(64)
-            && let Some(last) = bitmap.last_mut()
-        {
-            *last = (1 << (slots % 64)) - 1;
-        }
-        Self { class, populated, slots, free: slots, hint: 0, bitmap, huge: false }
-    }
-
-    fn lowest_free(&mut self) -> Option<u32> {
-        for word in self.hint as usize..self.bitmap.len() {
-            if self.bitmap[word] != 0 {
-                self.hint = word as u32;
-                return Some(word as u32 * 64 + self.bitmap[word].trailing_zeros());
-            }
-        }
-        None
-    }
-
-    fn take(&mut self, slot: u32) {
-        self.bitmap[slot as usize / 64] &= !(1 << (slot % 64));
-        self.free -= 1;
-    }
-
-    /// False if the slot was free already.
-    fn give(&mut self, slot: u32) -> bool {
-        let (word, bit) = (slot as usize / 64, 1 << (slot % 64));
-        if self.bitmap[word] & bit != 0 {
-            return false;
-        }
-        self.bitmap[word] |= bit;
-        self.free += 1;
-        self.hint = self.hint.min(word as u32);
-        true
-    }
-}
-
 #[derive(Default)]
-struct Class {
-    current: Option<u32>,
+pub(crate) struct Class {
+    pub current: Option<u32>,
     /// Other blocks with free slots, lowest first so that high blocks drain.
-    partial: BTreeSet<u32>,
-    pages: u64,
-    used: u64,
-    blocks: u32,
+    pub partial: BTreeSet<u32>,
+    pub pages: u64,
+    pub used: u64,
+    pub blocks: u32,
     /// Listed in [`Shard::hungry`].
-    hungry: bool,
+    pub hungry: bool,
 }
 
 impl Class {
@@ -96,17 +43,17 @@ impl Class {
 }
 
 #[derive(Default)]
-struct Shard {
-    classes: Vec<Class>,
+pub(crate) struct Shard {
+    pub classes: Vec<Class>,
     /// Classes whose current block soon needs more memory: served by [`Allocator::ahead`].
-    hungry: Vec<u8>,
-    blocks: std::collections::HashMap<u32, Block, BuildBlockHasher>,
+    pub hungry: Vec<u8>,
+    pub blocks: std::collections::HashMap<u32, Block, BuildBlockHasher>,
 }
 
 /// Block numbers are dense small integers: a multiplication spreads them enough.
 #[derive(Default, Clone)]
-struct BuildBlockHasher;
-struct BlockHasher(u64);
+pub(crate) struct BuildBlockHasher;
+pub(crate) struct BlockHasher(u64);
 impl std::hash::BuildHasher for BuildBlockHasher {
     type Hasher = BlockHasher;
     fn build_hasher(&self) -> BlockHasher {
@@ -128,22 +75,22 @@ impl std::hash::Hasher for BlockHasher {
 }
 
 #[derive(Default)]
-struct FreeBlocks {
+pub(crate) struct FreeBlocks {
     /// Empty, memory still behind them (pages).
-    warm: Vec<(u32, u16)>,
+    pub warm: Vec<(u32, u16)>,
     /// Empty, punched.
-    cold: BTreeSet<u32>,
+    pub cold: BTreeSet<u32>,
 }
 
 /// The allocator of one arena.
 pub(crate) struct Allocator {
-    arena: Arc<Arena>,
-    shards: Box<[Mutex<Shard>]>,
-    owner: Box<[AtomicU8]>,
+    pub arena: Arc<Arena>,
+    pub shards: Box<[Mutex<Shard>]>,
+    pub owner: Box<[AtomicU8]>,
     /// Size class by block, for slots that their key's lock keeps in place.
-    class: Box<[AtomicU8]>,
-    free: Mutex<FreeBlocks>,
-    warm_blocks: AtomicUsize,
+    pub class: Box<[AtomicU8]>,
+    pub free: Mutex<FreeBlocks>,
+    pub warm_blocks: AtomicUsize,
 }
 
 thread_local! {
@@ -158,10 +105,6 @@ fn home() -> usize {
         }
         h.get()
     })
-}
-
-fn slots_per_block(class: u8) -> u32 {
-    BLOCK_SIZE as u32 / CLASSES.size(class)
 }
 
 /// A block as recovery found it: class, populated pages, and the slots in use.
@@ -368,7 +311,7 @@ impl Allocator {
         }
     }
 
-    fn shard_of(&self, block: u32) -> MutexGuard<'_, Shard> {
+    pub fn shard_of(&self, block: u32) -> MutexGuard<'_, Shard> {
         // A block changes its shard only while it is free, and the caller's slot is in it.
         let owner = self.owner[block as usize].load(Ordering::Relaxed);
         self.shards[owner as usize].lock()
@@ -387,164 +330,5 @@ impl Allocator {
         self.arena.set_block_entry(block, BlockEntry { class: None, populated: b.populated });
         self.free.lock().warm.push((block, b.populated));
         self.warm_blocks.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Empty blocks that still hold memory.
-    pub fn warm_blocks(&self) -> usize {
-        self.warm_blocks.load(Ordering::Relaxed)
-    }
-
-    /// Punches empty blocks down to `keep`; bytes given back to the host.
-    pub fn trim(&self, keep: usize) -> u64 {
-        let mut bytes = 0;
-        loop {
-            let Some((block, populated)) = ({
-                let mut free = self.free.lock();
-                if free.warm.len() > keep { free.warm.pop() } else { None }
-            }) else {
-                return bytes;
-            };
-            self.warm_blocks.fetch_sub(1, Ordering::Relaxed);
-            if self.arena.punch(block, 0, populated).is_err() {
-                // It stays ours, with its memory; the next trim tries again.
-                self.free.lock().warm.push((block, populated));
-                self.warm_blocks.fetch_add(1, Ordering::Relaxed);
-                return bytes;
-            }
-            self.arena.set_block_entry(block, BlockEntry { class: None, populated: 0 });
-            bytes += u64::from(populated) * OS_PAGE;
-            self.free.lock().cold.insert(block);
-        }
-    }
-
-    /// The block that costs most for what it holds: in a class whose free, populated slots are
-    /// more than `1/spare` of it and fill a block or more between them, the emptiest block. It is
-    /// closed to new slots, so that moving its pages elsewhere empties it.
-    pub fn close_sparsest(&self, spare: u64) -> Option<u32> {
-        for shard in &self.shards {
-            let mut guard = shard.lock();
-            let shard = &mut *guard;
-            for (class, state) in shard.classes.iter_mut().enumerate() {
-                let size = u64::from(CLASSES.size(class as u8));
-                let capacity = state.pages * OS_PAGE / size;
-                let free = capacity.saturating_sub(state.used);
-                if state.blocks < 2 || free * spare <= capacity {
-                    continue;
-                }
-                let sparsest = state
-                    .partial
-                    .iter()
-                    .filter_map(|&n| shard.blocks.get(&n).map(|b| (b.slots - b.free, n)))
-                    .min();
-                if let Some((used, block)) = sparsest
-                    && u64::from(used) < free
-                {
-                    state.partial.remove(&block);
-                    return Some(block);
-                }
-            }
-        }
-        None
-    }
-
-    /// Blocks of classes that waste: more than `1/spare` of their memory, and two pages, in free
-    /// slots.
-    pub fn loose_blocks(&self, spare: u64) -> Vec<u32> {
-        let mut loose = Vec::new();
-        for shard in &self.shards {
-            let shard = shard.lock();
-            let wasteful: Vec<bool> = shard
-                .classes
-                .iter()
-                .enumerate()
-                .map(|(class, state)| {
-                    let size = u64::from(CLASSES.size(class as u8));
-                    let free = (state.pages * OS_PAGE).saturating_sub(state.used * size);
-                    free > state.pages * OS_PAGE / spare + 2 * OS_PAGE
-                })
-                .collect();
-            loose.extend(
-                shard
-                    .blocks
-                    .iter()
-                    .filter(|(_, b)| b.free > 0 && wasteful[b.class as usize])
-                    .map(|(&n, _)| n),
-            );
-        }
-        loose
-    }
-
-    /// Up to `n` full blocks that were not put into a huge page yet; they count as done from now on.
-    pub fn full_blocks(&self, n: usize) -> Vec<u32> {
-        let mut full = Vec::new();
-        for shard in &self.shards {
-            let mut shard = shard.lock();
-            for (&block, b) in &mut shard.blocks {
-                if full.len() < n && b.free == 0 && !b.huge && b.populated == BLOCK_PAGES {
-                    b.huge = true;
-                    full.push(block);
-                }
-            }
-        }
-        full
-    }
-
-    /// Takes the first free slot of this one's block, if it lies before it.
-    pub fn alloc_below(&self, offset: u64) -> Option<u64> {
-        let block = (offset >> BLOCK_SHIFT) as u32;
-        let mut guard = self.shard_of(block);
-        let shard = &mut *guard;
-        let b = shard.blocks.get_mut(&block)?;
-        let size = CLASSES.size(b.class);
-        let free = b.lowest_free()?;
-        if free >= (offset & (BLOCK_SIZE - 1)) as u32 / size {
-            return None;
-        }
-        b.take(free);
-        shard.classes[b.class as usize].used += 1;
-        Some((u64::from(block) << BLOCK_SHIFT) + u64::from(free * size))
-    }
-
-    /// Gives back what lies behind the last slot in use of a block.
-    pub fn trim_tail(&self, block: u32) {
-        let mut guard = self.shard_of(block);
-        let shard = &mut *guard;
-        let Some(b) = shard.blocks.get_mut(&block) else { return };
-        let last = (0..b.slots).rev().find(|s| b.bitmap[*s as usize / 64] & 1 << (s % 64) == 0);
-        let Some(last) = last else { return };
-        let state = &mut shard.classes[b.class as usize];
-        let need = (u64::from(last + 1) * u64::from(CLASSES.size(b.class))).div_ceil(OS_PAGE) as u16;
-        // Under the shard's lock: nobody takes a slot in what is about to go.
-        if need < b.populated && self.arena.punch(block, need, b.populated).is_ok() {
-            state.pages -= u64::from(b.populated - need);
-            b.populated = need;
-            self.arena.set_block_entry(block, BlockEntry { class: Some(b.class), populated: need });
-        }
-    }
-
-    /// The slots in use of a block (data offsets), at this moment.
-    pub fn used_slots(&self, block: u32) -> Vec<u64> {
-        let guard = self.shard_of(block);
-        let Some(b) = guard.blocks.get(&block) else { return Vec::new() };
-        let size = u64::from(CLASSES.size(b.class));
-        let start = u64::from(block) << BLOCK_SHIFT;
-        (0..b.slots)
-            .filter(|s| b.bitmap[*s as usize / 64] & 1 << (s % 64) == 0)
-            .map(|s| start + u64::from(s) * size)
-            .collect()
-    }
-
-    /// Opens a block again that [`Self::close_sparsest`] closed and that did not empty.
-    pub fn reopen(&self, block: u32) {
-        let mut guard = self.shard_of(block);
-        let shard = &mut *guard;
-        if let Some(b) = shard.blocks.get(&block)
-            && b.free > 0
-        {
-            let state = &mut shard.classes[b.class as usize];
-            if state.current != Some(block) {
-                state.partial.insert(block);
-            }
-        }
     }
 }

@@ -15,8 +15,7 @@ use twox_hash::XxHash3_64;
 
 use crate::error::{Result, StoreError};
 use crate::layout::{
-    self, BLOCK_SIZE, BLOCK_TABLE, BlockEntry, DATA, FORMAT_VERSION, MAGIC, MAX_BLOCKS, OS_PAGE, ObjectId,
-    SlotHeader,
+    self, BLOCK_SIZE, BLOCK_TABLE, BlockEntry, DATA, FORMAT_VERSION, MAGIC, MAX_BLOCKS, OS_PAGE,
 };
 
 /// Linux 5.14: fault a range in for writing, with an error instead of SIGBUS when memory is short.
@@ -43,7 +42,7 @@ pub(crate) struct Arena {
     present: u32,
     populated: AtomicU64,
     uuid: [u8; 16],
-    secret: [u8; 192],
+    pub secret: [u8; 192],
     fresh: bool,
 }
 
@@ -368,98 +367,6 @@ impl Arena {
         debug_assert!((DATA + offset) < self.map_len as u64);
         // SAFETY: offsets come from the allocator, which hands out only grown blocks.
         unsafe { self.base.add((DATA + offset) as usize) }
-    }
-
-    /// The header at a slot, if it is one.
-    #[inline]
-    pub fn header(&self, slot: u64) -> Option<SlotHeader> {
-        let at = self.data(slot);
-        // SAFETY: slots are 8-aligned and at least a header long.
-        let (word0, word1) = unsafe { (layout::load(at), layout::load(at.add(8))) };
-        SlotHeader::parse(word0, word1)
-    }
-
-    /// The second header word as it is: zero in a free slot.
-    pub fn header_word(&self, slot: u64) -> u64 {
-        // SAFETY: as in `header`.
-        unsafe { layout::load(self.data(slot).add(8)) }
-    }
-
-    /// The object id in the header of a sparse slot.
-    #[inline]
-    pub fn object(&self, slot: u64) -> ObjectId {
-        let at = self.data(slot);
-        // SAFETY: a sparse slot is at least 40 bytes long.
-        unsafe { [layout::load(at.add(16)), layout::load(at.add(24)), layout::load(at.add(32))] }
-    }
-
-    /// Marks a slot free.
-    #[inline]
-    pub fn clear_header(&self, slot: u64) {
-        // SAFETY: as in `header`; the caller holds the key's lock.
-        unsafe { layout::store(self.data(slot).add(8), 0) };
-    }
-
-    /// The data bytes of a slot.
-    ///
-    /// # Safety
-    /// The caller holds the key's lock (or the slot is not published) for as long as it looks, and
-    /// `header` is this slot's, checked against its size class.
-    #[inline]
-    pub unsafe fn payload<'a>(&self, slot: u64, header: &SlotHeader) -> &'a [u8] {
-        // SAFETY: by the caller.
-        unsafe { std::slice::from_raw_parts(self.data(slot).add(header.header_len()), header.len as usize) }
-    }
-
-    /// Checksum of a slot: its data and every field of its header.
-    #[inline]
-    pub fn checksum(&self, header: &SlotHeader, object: Option<&ObjectId>, data: &[u8]) -> u32 {
-        let (word0, word1) = SlotHeader { checksum: 0, ..*header }.words();
-        // The secret is long enough (136 bytes), which is all that can be wrong with it.
-        let mut h = XxHash3_64::oneshot_with_secret(&self.secret, data).unwrap_or(0);
-        let mut mix = |w: u64| {
-            h = (h ^ w).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            h ^= h >> 29;
-        };
-        mix(word0);
-        mix(word1);
-        if let Some(o) = object {
-            o.iter().for_each(|&w| mix(w));
-        }
-        (h ^ h >> 32) as u32
-    }
-
-    /// Writes data and header of a slot that belongs to the caller: data first, header last.
-    ///
-    /// # Safety
-    /// `slot` was taken from the allocator, is not published, and fits `header.slot_len()`. `data`
-    /// is valid for reads of `header.len` bytes (a guest may change it meanwhile: the checksum is
-    /// of what was kept).
-    #[inline]
-    pub unsafe fn write_slot(
-        &self,
-        slot: u64,
-        mut header: SlotHeader,
-        object: Option<&ObjectId>,
-        data: *const u8,
-    ) {
-        let at = self.data(slot);
-        let len = header.len as usize;
-        // SAFETY: by the caller; the arena and the source do not overlap.
-        unsafe {
-            let payload = at.add(header.header_len());
-            std::ptr::copy_nonoverlapping(data, payload, len);
-            let kept = std::slice::from_raw_parts(payload, len);
-            header.checksum = self.checksum(&header, object, kept);
-            if let Some(o) = object {
-                for (i, &w) in o.iter().enumerate() {
-                    layout::store(at.add(16 + i * 8), w);
-                }
-            }
-            let (word0, word1) = header.words();
-            layout::store(at, word0);
-            layout::store(at.add(8), word1);
-        }
     }
 }
 

@@ -2,15 +2,17 @@
 //! The store of kvm-tmem: pools of pages under (pool, object, index), compressed, counted, and in
 //! a file that outlives the process. It knows nothing of virtio.
 //!
-//! - [`store`]: VMs, pools, quotas; opening an arena
+//! - [`store`], `pools`: VMs, pools, quotas; opening an arena
 //! - [`ops`]: put, get, flush
-//! - `index`: key to slot; `alloc`, `classes`: slots out of blocks; `arena`, `layout`, `tables`: the file
+//! - `index`: key to slot; `alloc`, `reclaim`, `block`, `classes`: slots out of blocks;
+//!   `arena`, `slot`, `layout`, `tables`: the file
 //! - [`codec`]: one page, compressed; `quota`: who may hold what; `upkeep`: eviction, compaction
 //! - [`recover`]: from the file back to an index
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 mod alloc;
 mod arena;
+mod block;
 mod classes;
 pub mod codec;
 pub mod error;
@@ -19,8 +21,11 @@ mod layout;
 mod lru;
 pub mod ops;
 pub mod pool;
+mod pools;
 pub mod quota;
+mod reclaim;
 pub mod recover;
+mod slot;
 pub mod stats;
 pub mod store;
 mod tables;
