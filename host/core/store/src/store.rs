@@ -37,7 +37,7 @@ pub struct StoreOptions {
 pub struct QuotaChange {
     /// Promised: a put below it never fails for room.
     pub reservation: Option<u64>,
-    /// Never exceeded; [`NO_CAP`] for none.
+    /// Never exceeded; [`NO_CAP`](crate::NO_CAP) for none.
     pub cap: Option<u64>,
     /// Share of ephemeral memory.
     pub weight: Option<u32>,
