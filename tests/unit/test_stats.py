@@ -8,7 +8,7 @@ from math import comb
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tmem_host.bench import stats
@@ -138,6 +138,7 @@ def test_summary_counts_rounds() -> None:
     assert (found.count, found.rounds, found.median.value, found.minimum, found.maximum) == (4, 2, 2.5, 1, 4)
 
 
+@example([999999999.9999999])
 @given(st.lists(st.floats(1, 1e9), min_size=1, max_size=200))
 def test_a_histogram_counts_every_sample(values: list[float]) -> None:
     edges, counts = stats.log_histogram(values)

@@ -234,6 +234,8 @@ def log_histogram(samples: ArrayLike, per_decade: int = 20) -> tuple[Floats, Flo
     values = np.maximum(_floats(samples), 1e-12)
     first, last = np.floor(np.log10(values.min())), np.ceil(np.log10(values.max()) + 1e-9)
     edges = np.logspace(first, last, int(last - first) * per_decade + 1)
+    # The logarithm of a value next to a power of ten rounds to it.
+    edges[0], edges[-1] = min(edges[0], values.min()), max(edges[-1], values.max())
     counts, _ = np.histogram(values, edges)
     return edges, counts.astype(np.float64)
 
