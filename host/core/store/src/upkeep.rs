@@ -114,16 +114,19 @@ impl Inner {
 
     /// Moves pages out of blocks that hold little, so that the blocks become free.
     pub fn compact(&self, spare: u64, blocks: u32) {
+        let mut closed = Vec::new();
         for _ in 0..blocks {
             let Some(block) = self.alloc.close_sparsest(spare) else { break };
+            closed.push(block);
             let moved = self.alloc.used_slots(block).into_iter().all(|slot| {
                 self.relocate(slot, |class| self.alloc.alloc_beside(slot, class)) != Move::NoRoom
             });
             if !moved {
-                self.alloc.reopen(block);
-                return;
+                break;
             }
         }
+        // What could not be moved, lost pages above all, must not keep the rest of a block unused.
+        closed.into_iter().for_each(|block| self.alloc.reopen(block));
         for block in self.alloc.loose_blocks(spare).into_iter().take(blocks as usize) {
             self.squeeze(block);
         }
