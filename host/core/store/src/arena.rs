@@ -32,7 +32,7 @@ const SB_GROWN: usize = 48;
 
 /// The mapped file. All access to slots goes through it.
 pub(crate) struct Arena {
-    file: File,
+    file: LockedFile,
     path: PathBuf,
     base: *mut u8,
     map_len: usize,
@@ -69,6 +69,7 @@ impl Arena {
         if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
             return Err(StoreError::Locked { path: path.into() });
         }
+        let file = LockedFile(file);
         let len = file.metadata().map_err(StoreError::io(format!("cannot read arena {shown}")))?.len();
         let mut head = [0u8; 64];
         if len > 0 && file.read_exact_at(&mut head, 0).is_err() {
@@ -372,8 +373,26 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        // SAFETY: our mapping, unmapped once. The lock goes with the descriptor.
+        // SAFETY: our mapping, unmapped once.
         unsafe { libc::munmap(self.base.cast(), self.map_len) };
+    }
+}
+
+/// The arena's file, locked by this process. Closing it would not be enough to unlock: a child that
+/// is just being forked has the descriptor for a moment, too.
+struct LockedFile(File);
+
+impl std::ops::Deref for LockedFile {
+    type Target = File;
+    fn deref(&self) -> &File {
+        &self.0
+    }
+}
+
+impl Drop for LockedFile {
+    fn drop(&mut self) {
+        // SAFETY: plain system call on our descriptor.
+        unsafe { libc::flock(self.0.as_raw_fd(), libc::LOCK_UN) };
     }
 }
 
