@@ -174,9 +174,13 @@ mod tests {
     #[test]
     fn clock_runs_at_the_right_speed() {
         calibrate();
-        let (t, i) = (Tick::now(), Instant::now());
-        while i.elapsed().as_millis() < 5 {}
-        let (a, b) = (t.ns() as f64, i.elapsed().as_nanos() as f64);
-        assert!((a / b - 1.0).abs() < 0.05, "{a} {b}");
+        // The thread may lose its CPU between two readings: one undisturbed attempt is enough.
+        let close = || {
+            let (t, i) = (Tick::now(), Instant::now());
+            while i.elapsed().as_millis() < 5 {}
+            let (a, b) = (t.ns() as f64, i.elapsed().as_nanos() as f64);
+            (a / b - 1.0).abs() < 0.05
+        };
+        assert!((0..50).any(|_| close()));
     }
 }
