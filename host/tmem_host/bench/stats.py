@@ -85,6 +85,10 @@ def p99(samples: ArrayLike) -> float:
     return quantile(samples, 0.99)
 
 
+def _point(samples: ArrayLike, q: float) -> float:
+    return median(samples) if q == 0.5 else quantile(samples, q)
+
+
 def split_rounds(samples: ArrayLike, round_sizes: Sequence[int] = ()) -> list[Floats]:
     """The samples of each round. Without rounds every sample is a round of its own."""
     values = _floats(samples)
@@ -110,7 +114,7 @@ def bootstrap_quantile(
     directly, exactly as resampling would give it, whatever the number of samples.
     """
     values = _floats(samples)
-    point = median(values) if q == 0.5 else quantile(values, q)
+    point = _point(values, q)
     dice = np.random.default_rng(seed)
     if len(round_sizes) > 1 and max(round_sizes) > 1:
         draws = _cluster_quantiles(split_rounds(values, round_sizes), q, _picks(len(round_sizes), resamples, dice))
@@ -167,25 +171,66 @@ def ratio(
     round_sizes: Sequence[int] = (),
     baseline_sizes: Sequence[int] = (),
     *,
+    q: float = 0.5,
     resamples: int = RESAMPLES,
     seed: int = 1,
 ) -> Interval:
-    """Ratio of medians with its interval. When both ran in the same rounds, the same rounds are drawn for both.
+    """Ratio of medians (or of other quantiles) with its interval. Same rounds: the same ones are drawn for both.
 
-    Raises ValueError when the baseline's median is 0.
+    Raises ValueError when the baseline's quantile is 0.
     """
     ours, theirs = split_rounds(samples, round_sizes), split_rounds(baseline, baseline_sizes)
-    below = median(baseline)
+    below = _point(baseline, q)
     if below == 0:
-        raise ValueError("the baseline's median is 0")
-    point = median(samples) / below
+        raise ValueError("the baseline's quantile is 0")
+    point = _point(samples, q) / below
     dice = np.random.default_rng(seed)
     picks = _picks(len(ours), resamples, dice)
     paired = bool(round_sizes) and len(round_sizes) == len(baseline_sizes)
-    top = _cluster_quantiles(ours, 0.5, picks)
-    bottom = _cluster_quantiles(theirs, 0.5, picks if paired else _picks(len(theirs), resamples, dice))
+    top = _cluster_quantiles(ours, q, picks)
+    bottom = _cluster_quantiles(theirs, q, picks if paired else _picks(len(theirs), resamples, dice))
     usable = bottom != 0
     low, high = np.quantile(top[usable] / bottom[usable], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(point, min(float(low), point), max(float(high), point))
+
+
+@dataclass(frozen=True)
+class Line:
+    """A straight line through measured points, with intervals over rounds."""
+
+    slope: Interval
+    intercept: Interval
+    r2: float
+    """Share of the variance of the medians that the line explains; 1 when they do not vary at all."""
+
+
+def fit_line(x: ArrayLike, rounds: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 1) -> Line:
+    """Least squares through the medians over rounds at each `x`; whole rounds are resampled for the intervals.
+
+    `rounds` has one row per round and one column per `x`. Raises ValueError when the shapes do not fit or all `x` are
+    equal.
+    """
+    at, values = _floats(x), np.asarray(rounds, dtype=np.float64)
+    if values.ndim != 2 or values.shape[0] < 1 or values.shape[1] != at.size or not np.isfinite(values).all():
+        raise ValueError("rounds must be finite and have a column for each x")
+    if at.min() == at.max():
+        raise ValueError("a line needs two different x")
+    dice = np.random.default_rng(seed)
+    drawn = dice.integers(0, values.shape[0], size=(resamples, values.shape[0]))
+    heights = np.vstack([np.median(values, axis=0), np.median(values[drawn], axis=1)])
+    away = at - at.mean()
+    slopes = heights @ away / (away @ away)
+    intercepts = heights.mean(axis=1) - slopes * at.mean()
+    rest = heights[0] - intercepts[0] - slopes[0] * at
+    spread = heights[0] - heights[0].mean()
+    r2 = 1 - float(rest @ rest) / float(spread @ spread) if float(spread @ spread) > 0 else 1.0
+    return Line(_percentiles(slopes), _percentiles(intercepts), r2)
+
+
+def _percentiles(values: Floats) -> Interval:
+    """The first value with the percentile interval of the others."""
+    point = float(values[0])
+    low, high = np.quantile(values[1:], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(point, min(float(low), point), max(float(high), point))
 
 
