@@ -121,6 +121,9 @@ pub struct Scratch {
     calls: u32,
 }
 
+// SAFETY: zstd's contexts belong to whoever holds them, not to a thread.
+unsafe impl Send for Scratch {}
+
 thread_local! {
     static LOCAL: RefCell<Scratch> = RefCell::new(Scratch::new());
 }
