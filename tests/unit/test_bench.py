@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tmem_host.bench import cli, runner
+from tmem_host.bench import command, runner
 from tmem_host.bench.layout import Column, Layout, headline, layout_for, power
 from tmem_host.bench.progress import PlainProgress, TimeLeft, human_seconds
 from tmem_host.bench.results import Results
@@ -333,19 +333,22 @@ def test_the_table_names_arms_ratios_and_failures(tmp_path: Path, capsys: pytest
 
 
 def test_settings_are_name_and_value() -> None:
-    assert cli.parse_settings(["a=1", "b=x=y"]) == {"a": "1", "b": "x=y"}
+    assert command.parse_settings(["a=1", "b=x=y"]) == {"a": "1", "b": "x=y"}
     for bad in ("a", "=1", "a b=1"):
         with pytest.raises(InvalidInput):
-            cli.parse_settings([bad])
+            command.parse_settings([bad])
 
 
-def test_the_command_to_reproduce_uses_flags_where_there_are_some() -> None:
-    assert cli.reproduce("swap", True, 3, {"disk_dir": "/d", "poll_us": "9"}) == (
+def test_the_command_to_reproduce_uses_the_flags_of_its_bench() -> None:
+    assert command.reproduce("swap", True, 3, {"disk_dir": "/d", "poll_us": "9"}) == (
         ["tmem", "bench", "swap", "--quick", "--seed", "3", "--disk-dir", "/d", "--set", "poll_us=9"]
+    )
+    assert command.reproduce("store", False, 1, {"contents": "random", "rounds": 2}) == (
+        ["tmem", "bench", "store", "--seed", "1", "--set", "contents=random", "--rounds", "2"]
     )
 
 
 def test_a_folder_that_cannot_be_written_is_found_before_the_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(InvalidInput, match="cannot write"):
-        cli.check_writable(tmp_path / "file" / "out")
+        command.check_writable(tmp_path / "file" / "out")

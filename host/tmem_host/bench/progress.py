@@ -57,6 +57,9 @@ class ProgressView(Protocol):
     def note(self, text: str) -> None:
         """A line that stays."""
 
+    def remaining(self, left: float | None) -> None:
+        """`left` seconds remain from now on, within the step; None: unknown."""
+
     def __enter__(self) -> Self: ...
 
     def __exit__(
@@ -86,8 +89,8 @@ class LiveProgress:
         self._progress.update(self._task, total=total + steps)
 
     def step(self, text: str, left: float | None = None) -> None:
-        remaining = "" if left is None else f"~{human_seconds(left)} left"
-        self._progress.update(self._task, description=text, left=remaining, detail="")
+        self.remaining(left)
+        self._progress.update(self._task, description=text, detail="")
 
     def detail(self, text: str) -> None:
         self._progress.update(self._task, detail=text)
@@ -97,6 +100,9 @@ class LiveProgress:
 
     def note(self, text: str) -> None:
         self._progress.console.print(text, highlight=False, markup=False)
+
+    def remaining(self, left: float | None) -> None:
+        self._progress.update(self._task, left="" if left is None else f"~{human_seconds(left)} left")
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -117,6 +123,7 @@ class PlainProgress:
         self._steps = 0
         self._done = 0
         self._last = 0.0
+        self._left: float | None = None
 
     def _print(self, text: str) -> None:
         at = human_seconds(time.monotonic() - self._start)
@@ -128,18 +135,21 @@ class PlainProgress:
 
     def step(self, text: str, left: float | None = None) -> None:
         count = f"{self._done + 1}/{self._steps} " if self._steps else ""
-        remaining = "" if left is None else f"  (~{human_seconds(left)} left)"
-        self._print(f"{count}{text}{remaining}")
+        self._left = None
+        self._print(f"{count}{text}{_in_brackets(left)}")
 
     def detail(self, text: str) -> None:
         if time.monotonic() - self._last >= 5:
-            self._print(f"  {text}")
+            self._print(f"  {text}{_in_brackets(self._left)}")
 
     def advance(self) -> None:
         self._done += 1
 
     def note(self, text: str) -> None:
         self._print(text)
+
+    def remaining(self, left: float | None) -> None:
+        self._left = left
 
     def __enter__(self) -> Self:
         return self
@@ -148,6 +158,10 @@ class PlainProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         return None
+
+
+def _in_brackets(left: float | None) -> str:
+    return "" if left is None else f"  (~{human_seconds(left)} left)"
 
 
 class NoProgress(PlainProgress):

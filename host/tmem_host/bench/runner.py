@@ -41,6 +41,8 @@ MODULES = {
     "swap": "tmem_host.bench.swap_bench",
     "store": "tmem_host.bench.store_bench",
     "channel": "tmem_host.bench.channel_bench",
+    "exit": "tmem_host.bench.exit_bench",
+    "density": "tmem_host.bench.density_bench",
 }
 """Where each bench lives; imported only when it is run, so that `tmem --help` stays quick."""
 
@@ -233,13 +235,14 @@ class BenchContext:
         order: Literal["shuffle", "rotate"] = "shuffle",
         recover: Callable[[Arm, BaseException], Awaitable[None]] | None = None,
         deadline: float | None = None,
+        enough: Callable[[int], bool] | None = None,
     ) -> None:
         """Runs `run(arm, round)` for every arm in every round: what drifts (heat, neighbours) hits all arms alike.
 
         The order within a round is shuffled by the run's seed, or rotated by one each round, and is recorded.
         An arm that raises is failed and left out of later rounds; `recover` may then bring the system back.
         `deadline` (time.monotonic): no new round is started that would not end before it, judged by the longest
-        round so far; the first round always runs.
+        round so far; the first round always runs. `enough(rounds so far)` may end it earlier.
         """
         dice = random.Random(f"{self.seed}/{self.name}")
         alive = list(arms)
@@ -284,7 +287,7 @@ class BenchContext:
                 self.view.advance()
             longest = max(longest, time.monotonic() - start)
             self.save()
-            if not alive:
+            if not alive or (enough is not None and enough(index + 1)):
                 break
 
     def _time_left(self, now: Sequence[Arm], later: Sequence[Arm], deadline: float | None) -> float | None:
