@@ -8,7 +8,7 @@ A bench without a layout is shown with one column per metric.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from tmem_host.bench import stats
@@ -37,9 +37,18 @@ class Layout:
     question: str
     columns: tuple[Column, ...]
     baseline: str | None = None
-    """Arm that the others are divided by."""
+    """Row that the others are divided by."""
     rows: tuple[str, ...] = ()
     """Dimensions besides the arm that make a row of their own, e.g. depth."""
+    row: Literal["arm", "kind"] = "arm"
+    """What names a row. By kind: arms `KIND+WORK` share the row of their kind, with a column for each work."""
+
+    def name(self, record: Record) -> str:
+        """The row that a record belongs to; empty for none."""
+        kind = str(record.dimensions.get("kind", ""))
+        if self.row == "kind" and record.arm.partition("+")[0] == kind:
+            return kind
+        return "" if record.arm == "harness" else record.arm
 
 
 @dataclass(frozen=True)
@@ -64,9 +73,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One row: an arm (and further dimensions) with a cell per column; None where there is no number."""
+    """One row: an arm or kind (and further dimensions) with a cell per column; None where there is no number."""
 
     arm: str
+    """What names the row: see `Layout.row`."""
     dimensions: dict[str, Scalar]
     cells: list[Cell | None]
 
@@ -74,6 +84,40 @@ class Row:
 LAYOUTS: dict[str, Layout] = {
     layout.bench: layout
     for layout in (
+        Layout(
+            "exit",
+            "Exit",
+            "What does leaving a guest cost, by kind of exit, and next to the work that it asks for?",
+            (
+                Column("round_trip", "round trip", {"work": "nothing"}, compare=False),
+                Column("round_trip", "same, p99", {"work": "nothing"}, statistic="p99"),
+                Column("cpu", "CPU", {"work": "nothing"}, compare=False),
+                Column("round_trip", "+ put", {"work": "put"}),
+                Column("round_trip", "+ get", {"work": "get"}),
+                Column("round_trip", "+ disk write", {"work": "disk-write"}),
+                Column("round_trip", "+ disk read", {"work": "disk-read"}),
+            ),
+            baseline="bare",
+            row="kind",
+        ),
+        Layout(
+            "density",
+            "Density",
+            "A thousand VMs on a few CPUs: who gets pages, how fast, and at what cost?",
+            (
+                Column("throughput", "pages"),
+                Column("page_cpu", "CPU per page"),
+                Column("latency", "request"),
+                Column("latency", "same, p99", statistic="p99"),
+                Column("work_rate", "other work"),
+                Column("fairness", "fairness", compare=False),
+                Column("slowest_share", "least served", compare=False),
+                Column("vm_memory", "memory per VM", compare=False),
+                Column("creation", "all made in", compare=False),
+            ),
+            baseline="sync-disk",
+            rows=("cpus", "vms"),
+        ),
         Layout(
             "swap",
             "Swap",
@@ -126,11 +170,15 @@ def layout_for(results: Results) -> Layout:
     """The layout of the results' bench; made from the metrics when none is written down or none of it fits."""
     known = LAYOUTS.get(results.bench)
     if known is not None and any(results.find(c.metric, **c.where) for c in known.columns):
-        return known
+        return replace(known, rows=tuple(d for d in known.rows if d != "cpus" or _differs(results, d)))
     metrics = dict.fromkeys(r.metric for r in results.records if r.arm != "harness")
     columns = tuple(Column(m, m.replace("_", " ")) for m in metrics)
     title = known.title if known else results.bench.capitalize()
     return Layout(results.bench, title, known.question if known else "", columns, rows=_row_dimensions(results))
+
+
+def _differs(results: Results, dimension: str) -> bool:
+    return len({r.dimensions[dimension] for r in results.records if dimension in r.dimensions}) > 1
 
 
 def _row_dimensions(results: Results) -> tuple[str, ...]:
@@ -148,41 +196,41 @@ def headline(results: Results, layout: Layout | None = None) -> list[Row]:
     """The rows of the headline table, arms in the order they first appear, further dimensions ascending."""
     layout = layout or layout_for(results)
     keys: dict[tuple[Scalar, ...], None] = {}
+    cells: dict[tuple[int, tuple[Scalar, ...]], Record] = {}
     for record in results.records:
-        if record.arm in ("", "harness"):
+        name = layout.name(record)
+        columns = [i for i, c in enumerate(layout.columns) if c.metric == record.metric and _matches(record, c.where)]
+        if not name or not columns:
             continue
-        if any(record.metric == c.metric for c in layout.columns):
-            keys[(record.arm, *(record.dimensions.get(d, "") for d in layout.rows))] = None
-    order = {arm: i for i, arm in enumerate(results.arms())}
+        key = (name, *(record.dimensions.get(d, "") for d in layout.rows))
+        keys[key] = None
+        for column in columns:
+            cells.setdefault((column, key), record)
+    order = {name: i for i, name in enumerate(dict.fromkeys(str(k[0]) for k in keys))}
     rows = []
     for key in sorted(keys, key=lambda k: (order[str(k[0])], [(isinstance(v, str), v) for v in k[1:]])):
-        labels = {d: v for d, v in zip(("arm", *layout.rows), key, strict=True) if v != ""}
-        rows.append(Row(str(key[0]), labels, [_cell(results, layout, column, labels) for column in layout.columns]))
-    return [row for row in rows if any(row.cells)]
+        found = [cells.get((i, key)) for i in range(len(layout.columns))]
+        bases = [cells.get((i, (layout.baseline or "", *key[1:]))) for i in range(len(layout.columns))]
+        row = [
+            _cell(column, record, base if key[0] != layout.baseline else None, results.seed) if record else None
+            for column, record, base in zip(layout.columns, found, bases, strict=True)
+        ]
+        labels = {d: v for d, v in zip(layout.rows, key[1:], strict=True) if v != ""}
+        rows.append(Row(str(key[0]), labels, row))
+    return rows
 
 
-def _cell(results: Results, layout: Layout, column: Column, labels: Mapping[str, Scalar]) -> Cell | None:
-    record = _one(results, column, labels)
-    if record is None:
-        return None
+def _matches(record: Record, where: Mapping[str, Scalar]) -> bool:
+    return all(record.dimensions.get(k) == v for k, v in where.items())
+
+
+def _cell(column: Column, record: Record, base: Record | None, seed: int) -> Cell:
     q = 0.5 if column.statistic == "median" else 0.99
-    value = stats.bootstrap_quantile(record.samples, q, record.round_sizes, seed=results.seed)
+    value = stats.bootstrap_quantile(record.samples, q, record.round_sizes, seed=seed)
     against = None
-    if (
-        column.compare
-        and layout.baseline is not None
-        and column.statistic == "median"
-        and labels["arm"] != layout.baseline
-    ):
-        base = _one(results, column, {**labels, "arm": layout.baseline})
-        if base is not None and stats.median(base.samples) > 0:
-            against = stats.ratio(record.samples, base.samples, record.round_sizes, base.round_sizes, seed=results.seed)
+    if column.compare and column.statistic == "median" and base is not None and stats.median(base.samples) > 0:
+        against = stats.ratio(record.samples, base.samples, record.round_sizes, base.round_sizes, seed=seed)
     return Cell(record.unit, value, against, record.better, len(record.round_sizes) or len(record.samples))
-
-
-def _one(results: Results, column: Column, labels: Mapping[str, Scalar]) -> Record | None:
-    found = results.find(column.metric, **{**labels, **column.where})
-    return found[0] if found else None
 
 
 def power(results: Results) -> str:

@@ -26,19 +26,20 @@ def render(results: Results) -> RenderableType:
         pad_edge=False,
         collapse_padding=True,
     )
-    table.add_column("arm", no_wrap=True)
+    table.add_column(layout.row, no_wrap=True)
     for dimension in layout.rows:
         table.add_column(dimension, justify="right", no_wrap=True)
     for column in layout.columns:
         table.add_column(column.label, justify="right")
     before = ""
-    for row in headline(results, layout):
+    rows = headline(results, layout)
+    for row in rows:
         name = row.arm if row.arm != before else ""
         before = row.arm
         extra = [str(row.dimensions.get(d, "")) for d in layout.rows]
         table.add_row(Text(name, "bold" if row.arm == layout.baseline else ""), *extra, *map(_cell, row.cells))
     parts: list[RenderableType] = [table]
-    if layout.baseline in results.arms():
+    if any(cell and cell.ratio for row in rows for cell in row.cells):
         parts.append(
             Text(f"second line: 95 % interval; ×: ratio to {layout.baseline}, green = better, red = worse", "dim")
         )
