@@ -14,6 +14,7 @@ import pytest
 
 from tmem_host.bench.results import Failure, Record, Results
 from tmem_host.report import svg
+from tmem_host.report.canvas import nice_step
 from tmem_host.report.draw import colours
 from tmem_host.report.page import render, write_report
 from tmem_host.report.plots import plots_for
@@ -78,6 +79,7 @@ def results() -> Results:
         notes=["a note </script> with & signs"],
     )
     made.properties.host = {"cpu": "Test CPU", "cpus": 2, "kernel": "6.18", "governor": None, "memory_bytes": 1 << 30}
+    made.properties.host["kvm_flavour"] = "absent"
     made.properties.guest = {"kernel_release": "6.1.0", "memory_mib": 96, "vcpus": 1, "accelerator": "tcg"}
     for arm, slow in (("tmem-lz4", 1.0), ("tmem-lz4-poll", 0.5), ("disk-none", 4.0)):
         for phase in ("write", "sequential", "random", "all"):
@@ -131,7 +133,8 @@ def test_each_part_says_machine_accelerator_and_how_to_do_it_again(results: Resu
     figures = len(plots_for(results))
     assert text.count("tmem bench swap --quick</code>") == figures
     assert text.count("TCG: says nothing about exits") == figures
-    assert text.count("Test CPU, 2 CPUs · Linux 6.18 · guest: Linux 6.1.0, 96 MiB, 1 vCPU · accelerator: tcg") > figures
+    machine = "Test CPU, 2 CPUs · Linux 6.18 · KVM: absent · guest: Linux 6.1.0, 96 MiB, 1 vCPU · accelerator: tcg"
+    assert text.count(machine) > figures
     assert "TCG (emulated CPU)" in text
     assert "not available" in text
 
@@ -189,4 +192,4 @@ def test_odd_samples_can_be_drawn(samples: list[float], width: int) -> None:
 
 @pytest.mark.parametrize(("span", "count", "step"), [(10, 5, 2), (1, 4, 0.5), (7, 7, 1), (0.03, 6, 0.005)])
 def test_ticks_are_round_numbers(span: float, count: int, step: float) -> None:
-    assert svg._nice_step(span, count) == pytest.approx(step)
+    assert nice_step(span, count) == pytest.approx(step)

@@ -6,13 +6,15 @@ What is drawn as what is said in `plots_BENCH`; how lines and bars look is `svg`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from tmem_host.bench import stats
 from tmem_host.bench.results import Record, Results
 from tmem_host.bench.units import human
 from tmem_host.report import svg
+from tmem_host.report.svg_lines import Level, Line, Mark, Scales, lines
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Plot:
 
 
 _FAMILIES = (("tmem", ("s0", "s1", "s2", "s3")), ("zram", ("s6",)), ("null", ("s8",)), ("disk", ("s4", "s5")))
+_WAYS = {"sync-store": "s0", "async-store": "s2", "sync-disk": "s4", "async-disk": "s5"}
+"""The density bench's arms: where pages go decides the hue."""
 _REST = ("s7", "s9", "s3", "s2", "s1", "s0", "s5", "s4", "s6", "s8")
 
 
@@ -38,6 +42,9 @@ def colours(results: Results) -> dict[str, str]:
     found: dict[str, str] = {}
     used: dict[str, int] = {}
     for arm in results.arms():
+        if arm in _WAYS:
+            found[arm] = _WAYS[arm]
+            continue
         base = arm.removesuffix("-poll")
         if base != arm and base in found:
             found[arm] = f"{found[base]} poll"
@@ -47,6 +54,35 @@ def colours(results: Results) -> dict[str, str]:
         used[family] = index + 1
         found[arm] = classes[index % len(classes)]
     return found
+
+
+def dash_of(arm: str) -> str:
+    """Polling, and answers that come later, are dashed."""
+    return "5 3" if arm.endswith("-poll") or arm.startswith("async-") else ""
+
+
+def line_drawing(
+    key: str,
+    title: str,
+    caption: str,
+    series: Sequence[Line],
+    scales: Scales,
+    legend: Sequence[tuple[str, str, str]],
+    *,
+    levels: Sequence[Level] = (),
+    marks: Sequence[Mark] = (),
+    told: str = "",
+) -> Plot:
+    """A plot of lines in both widths."""
+    wide, narrow = (lines(series, scales, w, title, told, levels=levels, marks=marks) for w in (svg.WIDE, svg.NARROW))
+    return Plot(key, title, caption, wide, narrow, legend)
+
+
+def spread(record: Record, seed: int, statistic: Literal["median", "p99"] = "median") -> stats.Interval:
+    """A statistic of a record with its 95 % interval."""
+    return stats.bootstrap_quantile(
+        record.samples, 0.5 if statistic == "median" else 0.99, record.round_sizes, seed=seed
+    )
 
 
 def _label(record: Record, drop: Sequence[str] = ()) -> str:
@@ -84,8 +120,8 @@ def bar_plot(
             dots = only.samples if len(only.samples) <= 12 else []
             # With fewer rounds the interval is just their span, which the dots show better.
             if len(only.samples) >= 4:
-                spread = stats.bootstrap_quantile(only.samples, 0.5, only.round_sizes, seed=results.seed)
-                low, high = spread.low, spread.high
+                around = spread(only, results.seed)
+                low, high = around.low, around.high
         rows.append(svg.Bar(label, segments, human(total, unit), low, high, dots if len(dots) > 1 else []))
     if not rows:
         return None
@@ -109,24 +145,38 @@ def metric_plot(results: Results, metric: str) -> Plot | None:
     return bar_plot(results, metric, metric.replace("_", " ").capitalize(), "Median; whisker: 95 % interval.", groups)
 
 
-def strip_plot(results: Results, key: str, title: str, caption: str, records: Sequence[Record]) -> Plot | None:
+def strip_plot(
+    results: Results,
+    key: str,
+    title: str,
+    caption: str,
+    records: Sequence[Record],
+    label: Callable[[Record], str] = lambda record: record.arm,
+    colour: Callable[[Record], str] | None = None,
+) -> Plot | None:
     """Distributions on a common log axis."""
     if not records:
         return None
     palette = colours(results)
-    rows = [svg.Strip(r.arm, r.samples, palette.get(r.arm, "s7")) for r in records]
-    told = "; ".join(f"{r.label} median {human(stats.median(r.samples), records[0].unit)}" for r in rows)
+    rows = [svg.Strip(label(r), r.samples, colour(r) if colour else palette.get(r.arm, "s7")) for r in records]
     unit = records[0].unit
-    return Plot(
-        key,
-        title,
-        caption,
-        svg.strips(rows, unit, svg.WIDE, title, told),
-        svg.strips(rows, unit, svg.NARROW, title, told),
-    )
+    told = "; ".join(f"{r.label} median {human(stats.median(r.samples), unit)}" for r in rows)
+    wide, narrow = (svg.strips(rows, unit, width, title, told) for width in (svg.WIDE, svg.NARROW))
+    return Plot(key, title, caption, wide, narrow)
 
 
-def tail_plot(results: Results, key: str, title: str, caption: str, records: Sequence[Record]) -> Plot | None:
+_SHARES = ((1.0, "all"), (0.1, "10 %"), (0.01, "1 %"), (1e-3, "0.1 %"), (1e-4, "0.01 %"))
+
+
+def tail_plot(
+    results: Results,
+    key: str,
+    title: str,
+    caption: str,
+    records: Sequence[Record],
+    label: Callable[[Record], str] = lambda record: record.arm,
+    colour: Callable[[Record], str] | None = None,
+) -> Plot | None:
     """Share of samples slower than x, both axes logarithmic: the tail is where distributions differ."""
     if not records:
         return None
@@ -138,66 +188,59 @@ def tail_plot(results: Results, key: str, title: str, caption: str, records: Seq
         points = [(max(v, 1e-9), s) for v, s in points if s >= 1e-5]
         if len(points) < 2:
             continue
-        dash = "5 3" if r.arm.endswith("-poll") else ""
-        series.append(
-            svg.Line(r.arm, [v for v, _ in points], [s for _, s in points], palette[r.arm], dash=dash, markers=False)
-        )
-        legend.append((palette[r.arm], dash, r.arm))
+        look, dash = colour(r) if colour else palette[r.arm], dash_of(r.arm)
+        series.append(Line(label(r), [v for v, _ in points], [s for _, s in points], look, dash=dash, markers=False))
+        legend.append((look, dash, label(r)))
     if not series:
         return None
     least = min(min(s.ys) for s in series)
-    ticks = [
-        (t, n)
-        for t, n in ((1.0, "all"), (0.1, "10 %"), (0.01, "1 %"), (1e-3, "0.1 %"), (1e-4, "0.01 %"))
-        if t >= least * 0.5
-    ]
+    ticks = [(t, n) for t, n in _SHARES if t >= least * 0.5]
     unit = records[0].unit
-    told = "; ".join(f"{r.arm} p99 {human(stats.p99(r.samples), unit)}" for r in records)
-
-    def drawn(width: int) -> str:
-        return svg.lines(series, unit, "", width, title, told, y_ticks=ticks, x_label="slower than")
-
-    return Plot(key, title, caption, drawn(svg.WIDE), drawn(svg.NARROW), legend)
+    told = "; ".join(f"{label(r)} p99 {human(stats.p99(r.samples), unit)}" for r in records)
+    scales = Scales(unit, "", y_ticks=ticks, x_label="slower than")
+    return line_drawing(key, title, caption, series, scales, legend, told=told)
 
 
 def line_plot(
-    results: Results, key: str, title: str, caption: str, records: Sequence[Record], over: str, *, y_log: bool = True
+    results: Results,
+    key: str,
+    title: str,
+    caption: str,
+    records: Sequence[Record],
+    over: str,
+    *,
+    y_log: bool = True,
+    statistic: Literal["median", "p99"] = "median",
+    name: Callable[[Record], str] = lambda record: record.arm,
+    x_label: str = "",
+    under: Callable[[float], str] | None = None,
+    levels: Sequence[Level] = (),
 ) -> Plot | None:
-    """Medians with interval bands over a numeric dimension, one line per arm."""
-    by_arm: dict[str, list[tuple[float, Record]]] = {}
+    """A statistic with interval bands over a numeric dimension, one line per arm. `under`: more about an x value."""
+    by_name: dict[str, list[tuple[float, Record]]] = {}
     for r in records:
         at = r.dimensions.get(over)
         if isinstance(at, (int, float)) and not isinstance(at, bool):
-            by_arm.setdefault(r.arm, []).append((float(at), r))
-    if not by_arm or max(len(v) for v in by_arm.values()) < 2:
+            by_name.setdefault(name(r), []).append((float(at), r))
+    if not by_name or max(len(v) for v in by_name.values()) < 2:
         return None
     palette = colours(results)
     series, legend = [], []
-    for arm, points in by_arm.items():
+    for label, points in by_name.items():
         points.sort(key=lambda p: p[0])
-        spread = [stats.bootstrap_quantile(r.samples, 0.5, r.round_sizes, seed=results.seed) for _, r in points]
-        dash = "5 3" if arm.endswith("-poll") else ""
-        series.append(
-            svg.Line(
-                arm,
-                [x for x, _ in points],
-                [s.value for s in spread],
-                palette[arm],
-                [s.low for s in spread],
-                [s.high for s in spread],
-                dash,
-            )
-        )
-        legend.append((palette[arm], dash, arm))
+        around = [spread(r, results.seed, statistic) for _, r in points]
+        arm = points[0][1].arm
+        ys, lows, highs = ([getattr(s, part) for s in around] for part in ("value", "low", "high"))
+        series.append(Line(label, [x for x, _ in points], ys, palette[arm], lows, highs, dash_of(arm)))
+        legend.append((palette[arm], dash_of(arm), label))
     unit = records[0].unit
-    at_all = sorted({x for points in by_arm.values() for x, _ in points})
+    at_all = sorted({x for points in by_name.values() for x, _ in points})
+    scales = Scales("", unit, y_log=y_log and all(y > 0 for s in series for y in s.ys), x_label=x_label or over)
+    if at_all[0] > 0:
+        scales = replace(scales, x_values=at_all, x_under=[under(x) for x in at_all] if under else ())
+    else:
+        scales = replace(scales, x_log=False)
     told = "; ".join(
         f"{s.label}: {human(s.ys[0], unit)} at {s.xs[0]:g}, {human(s.ys[-1], unit)} at {s.xs[-1]:g}" for s in series
     )
-
-    def drawn(width: int) -> str:
-        return svg.lines(
-            series, "", unit, width, title, told, y_log=y_log, x_values=at_all if at_all[0] > 0 else (), x_label=over
-        )
-
-    return Plot(key, title, caption, drawn(svg.WIDE), drawn(svg.NARROW), legend)
+    return line_drawing(key, title, caption, series, scales, legend, levels=levels, told=told)

@@ -10,7 +10,22 @@ A function returns None when the records it needs are not there. A bench without
 
 from __future__ import annotations
 
-from tmem_host.report import plots_channel, plots_store, plots_swap
+from tmem_host.report import (
+    plots_channel,
+    plots_density,
+    plots_exit,
+    plots_exit_curves,
+    plots_store,
+    plots_swap,
+)
 from tmem_host.report.registry import plots_for
 
-__all__ = ["plots_channel", "plots_for", "plots_store", "plots_swap"]
+__all__ = [
+    "plots_channel",
+    "plots_density",
+    "plots_exit",
+    "plots_exit_curves",
+    "plots_for",
+    "plots_store",
+    "plots_swap",
+]
