@@ -17,7 +17,7 @@ PY_SOURCES := host/tmem_host tests scripts $(wildcard guest/agent)
 FUZZ_SECONDS ?= 600
 OUT ?= out/demo
 
-.PHONY: help deps build core guests check lint rust-test py-test test demo fuzz lock clean distclean
+.PHONY: help deps build core guests comparators check lint rust-test py-test test demo fuzz lock clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -61,8 +61,13 @@ check: lint rust-test py-test ## the quick ring: lint, types, Rust and Python te
 test: lint rust-test guests ## everything, with virtual machines; the last line is pytest's summary
 	$(BIN)/pytest -rs
 
-demo: guests ## the swap bench in its quick setting; OUT=DIR chooses where the report goes
-	$(BIN)/tmem bench swap --quick --out $(OUT)
+comparators: build ## what the benches compare with (qemu-storage-daemon, fio of Debian 13), if it is not in the cache yet
+	@$(BIN)/python -m tmem_host.bench.comparators show >/dev/null 2>&1 || \
+	  $(BIN)/python -m tmem_host.bench.comparators build || \
+	  echo 'tmem: no comparators, for the reason above: the channel bench and one arm of the store bench will have no figures' >&2
+
+demo: guests comparators ## every bench in its quick setting, the verdict, one report; OUT=DIR chooses where it goes
+	$(BIN)/tmem bench all --quick --out $(OUT)
 
 fuzz: ## every fuzz target for FUZZ_SECONDS each (600)
 	@scripts/fuzz $(FUZZ_SECONDS)
