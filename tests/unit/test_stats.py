@@ -153,3 +153,37 @@ def test_the_empirical_distribution_rises_to_one(values: list[float]) -> None:
     assert share[-1] == 1
     assert (np.diff(share) > 0).all()
     assert (np.diff(at) >= 0).all()
+
+
+def test_a_share_has_the_exact_interval() -> None:
+    # Clopper and Pearson 1934; 3 of 20 is tabled as 0.0321 to 0.3789.
+    found = stats.share(3, 20)
+    assert (found.value, round(found.low, 4), round(found.high, 4)) == (0.15, 0.0321, 0.3789)
+    assert stats.share(0, 100).low == 0
+    assert stats.share(0, 100).high == pytest.approx(1 - 0.025 ** (1 / 100))
+    assert stats.share(100, 100).high == 1
+    for count, total in ((1, 0), (-1, 5), (6, 5)):
+        with pytest.raises(ValueError, match="share"):
+            stats.share(count, total)
+
+
+def test_a_line_is_found_with_its_interval() -> None:
+    x = np.array([1.0, 2.0, 4.0, 8.0])
+    rounds = np.array([3 * x + 10 + shift for shift in (-1, 0, 1)])
+    line = stats.fit_line(x, rounds)
+    assert [line.slope.value, line.intercept.value, line.r2] == pytest.approx([3, 10, 1])
+    assert [line.slope.low, line.slope.high, line.intercept.low, line.intercept.high] == pytest.approx([3, 3, 9, 11])
+    assert stats.fit_line(x, [[5, 5, 5, 5]]).r2 == 1
+    assert stats.fit_line([0, 1, 2], [[0, 3, 0]]).r2 == pytest.approx(0)
+
+
+@pytest.mark.parametrize(("x", "rounds"), [([1, 2], [[1, 2, 3]]), ([1, 1], [[1, 2]]), ([1, 2], [1, 2]), ([1, 2], [])])
+def test_a_line_through_the_wrong_shape_is_refused(x: list[float], rounds: list[list[float]]) -> None:
+    with pytest.raises(ValueError, match=r"rounds|line"):
+        stats.fit_line(x, rounds)
+
+
+def test_a_ratio_of_tails() -> None:
+    calm, tailed = [1.0] * 100, [1.0] * 95 + [50.0] * 5
+    assert stats.ratio(tailed * 3, calm * 3, [100] * 3, [100] * 3).value == 1
+    assert stats.ratio(tailed * 3, calm * 3, [100] * 3, [100] * 3, q=0.99).value == 50
