@@ -85,6 +85,10 @@ class Decision:
     figures: tuple[Figure, ...] = ()
 
 
+Aside = tuple[str, tuple[Figure, ...]]
+"""A sentence (or nothing) with its figures."""
+
+
 @dataclass(frozen=True)
 class Hypothesis:
     """A claim and how it is decided."""
@@ -101,6 +105,8 @@ class Hypothesis:
     """Without these the rule is not asked at all; what it uses besides is in `experiment`."""
     decide: Callable[[ResultSet], Decision]
     """Pure: the same results give the same decision."""
+    aside: Callable[[ResultSet], Aside] | None = None
+    """What figures at hand say about a claim that they cannot decide; told when it stays open."""
 
     @property
     def number(self) -> int:

@@ -2,8 +2,8 @@
 """Runs as a rule sees them: look-ups that say what is missing, ratios with intervals, facts of the machine.
 
 A rule compares only within one run: of several runs of a bench it is given one, that which has most of what the
-hypothesis needs; then a complete one rather than an interrupted one, a full one rather than a quick one, a newer one
-rather than an older one. Figures of two machines never meet in one ratio.
+hypothesis needs; then one under KVM rather than an emulated one, a complete one rather than an interrupted one, a full
+one rather than a quick one, a newer one rather than an older one. Figures of two machines never meet in one ratio.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ class _Thinned:
 class ResultSet:
     """Runs of any benches, in any order."""
 
-    def __init__(self, results: Sequence[Results]) -> None:
+    def __init__(self, results: Sequence[Results], *, name_machines: bool = False) -> None:
         self._results = list(results)
+        self._name_machines = name_machines
         self._fewest: int | None = None
 
     # ---- deciding
@@ -60,7 +61,7 @@ class ResultSet:
                 view.need(need)
             decision = hypothesis.decide(view)
         except Undecided as reason:
-            return Decision("open", str(reason), reason.figures)
+            return _left_open(hypothesis, view, str(reason), reason.figures)
         if decision.outcome != "open" and (few := view._few_rounds()):
             return Decision(decision.outcome, f"{decision.because} {few}", decision.figures)
         return decision
@@ -68,16 +69,17 @@ class ResultSet:
     def _narrow(self, needs: Sequence[Need]) -> ResultSet:
         """One run of each bench."""
 
-        def worth(run: Results) -> tuple[int, bool, bool, float]:
+        def worth(run: Results) -> tuple[int, bool, bool, bool, float]:
             wanted = [n for n in needs if n.bench == run.bench]
             here = sum(1 for n in wanted if run.find(n.metric, **n.where))
-            return here, run.complete, not run.quick, run.started.timestamp()
+            emulated = run.properties.guest.get("accelerator") == "tcg"
+            return here, not emulated, run.complete, not run.quick, run.started.timestamp()
 
         chosen: dict[str, Results] = {}
         for run in self._results:
             if run.bench not in chosen or worth(run) > worth(chosen[run.bench]):
                 chosen[run.bench] = run
-        return ResultSet(list(chosen.values()))
+        return ResultSet(list(chosen.values()), name_machines=len({_machine(r) for r in self._results}) > 1)
 
     def _few_rounds(self) -> str:
         """A caution where no permutation of so few rounds could reach 5 %."""
@@ -171,13 +173,14 @@ class ResultSet:
     # ---- facts
 
     def kvm(self, bench: str) -> str:
-        """What KVM was in this bench's run: 'KVM in software (PVM or alike)'."""
+        """What KVM was in this bench's run: 'KVM in software (PVM or alike)'; the CPU, too, if runs are of several."""
         run = self.run(bench)
         flavour = run.properties.host.get("kvm_flavour") if run else None
+        where = f" on {run.properties.host.get('cpu')}" if run and self._name_machines else ""
         if not isinstance(flavour, str) or not flavour:
-            return "a KVM of unknown flavour"
+            return f"a KVM of unknown flavour{where}"
         head, colon, _ = flavour.partition(":")
-        return f"KVM in {head + ')' if colon and '(' in head else flavour}"
+        return f"KVM in {head + ')' if colon and '(' in head else flavour}{where}"
 
     def accelerator(self, bench: str = "swap") -> str:
         """'tcg', 'kvm', or '' when there was no guest."""
@@ -195,6 +198,23 @@ class ResultSet:
                 figures,
             )
         return self.kvm("swap")
+
+
+def _left_open(hypothesis: Hypothesis, view: ResultSet, reason: str, figures: tuple[Figure, ...]) -> Decision:
+    """Open, with what is known all the same."""
+    if hypothesis.aside is not None:
+        try:
+            told, more = hypothesis.aside(view)
+        except Undecided:
+            told, more = "", ()
+        if told:
+            return Decision("open", f"{reason}. {told}", (*figures, *more))
+    return Decision("open", reason, figures)
+
+
+def _machine(run: Results) -> tuple[str, str]:
+    host = run.properties.host
+    return str(host.get("cpu")), str(host.get("kvm_flavour"))
 
 
 def _name(record: Record) -> str:
