@@ -10,7 +10,7 @@ PutAnswer = Literal["stored", "no-room", "over-cap", "frozen"]
 
 class CoreError(Exception):
     """One line.  ``kind``: arena-corrupt, arena-truncated, arena-locked, no-space, permission, exists, not-found,
-    invalid, socket-in-use, lost or io."""
+    invalid, socket-in-use, lost, io; of micro-VMs: no-kvm, not-offered, hung, failed."""
 
     kind: str
 
@@ -85,3 +85,30 @@ def bench_store(
 ) -> list[float]: ...
 def bench_codec(pages: bytes, *, codec: str, op: str, rounds: int, batch: int) -> list[float]: ...
 def bench_block(path: str, pages: bytes, *, op: str, rounds: int, batch: int) -> list[float]: ...
+
+class ExitRig:
+    """Set-up of the exit bench: KVM, a guest's memory holding ``pages``, a calibrated clock.
+
+    Without KVM it can be made all the same: ``no_kvm`` says why there is none, and kind ``bare`` runs.
+    """
+
+    def __init__(self, pages: bytes) -> None: ...
+    def no_kvm(self) -> str | None: ...
+    def cpus(self) -> tuple[int, int | None]:
+        """CPU of the vCPU's thread and of the thread that serves."""
+
+    def calibration(self) -> dict[str, Any]:
+        """``hz``; ``drift_ppm``, ``read_ns``, ``loop_ns`` (samples); ``skew_ns`` (least, most) or None; ``invariant``."""
+
+    def set_store(self, store: Store, lz4: int, zstd: int) -> None: ...
+    def set_disk(self, path: str, pages: int) -> None: ...
+    def turn(
+        self, kind: str, work: str, *, n: int = 0, samples: int, warmup: int, seconds: float
+    ) -> dict[str, Any]:
+        """``ns``: nanoseconds from one request to the next; ``cpu_ns`` per request; ``backlog`` in pages or None."""
+
+def exit_kinds() -> list[dict[str, Any]]:
+    """``name``, ``about``, ``path``, ``bits``, ``loops``, ``served`` of each kind of exit."""
+
+def torn_pages(pages: bytes, *, codec_name: str, seconds: float, seed: int) -> dict[str, int]:
+    """``pages``, ``undecodable``, ``overruns`` of compressing a page that changes meanwhile."""

@@ -17,6 +17,7 @@ from tmem_host.errors import (
     NotFound,
     TmemError,
     Unavailable,
+    VmFailed,
 )
 
 try:
@@ -47,6 +48,10 @@ _KINDS: Final[Mapping[str, tuple[type[TmemError], str]]] = {
     "socket-in-use": (InUse, "stop the process that listens there, or choose another state folder"),
     "lost": (Corrupt, "the page was lost with the arena's damage"),
     "io": (TmemError, "see the log"),
+    "no-kvm": (Unavailable, "see 'tmem doctor'"),
+    "not-offered": (Unavailable, "see 'tmem doctor'"),
+    "hung": (VmFailed, "leave this kind out"),
+    "failed": (VmFailed, "see the message"),
 }
 
 

@@ -37,14 +37,16 @@ def dies_with_parent(parent: int | None = None) -> Callable[[], None]:
 
 @dataclass(frozen=True)
 class Finished:
-    """A program that ended with status 0."""
+    """A program that ended as it should."""
 
     stdout: str
     stderr: str
 
 
-async def run(argv: Sequence[str], *, env: Mapping[str, str] | None = None, deadline: float = 60) -> Finished:
-    """Runs a program to its end within `deadline` seconds.
+async def run(
+    argv: Sequence[str], *, env: Mapping[str, str] | None = None, deadline: float = 60, good: Sequence[int] = (0,)
+) -> Finished:
+    """Runs a program to its end, with one of the statuses `good`, within `deadline` seconds.
 
     Raises VmFailed with its last line of output, Unavailable when it is not there.
     """
@@ -58,7 +60,7 @@ async def run(argv: Sequence[str], *, env: Mapping[str, str] | None = None, dead
     finally:
         await reap(process)
     stdout, stderr = out.decode(errors="replace"), err.decode(errors="replace")
-    if process.returncode:
+    if process.returncode not in good:
         raise VmFailed(f"{_name(argv)} failed: {last_line(stderr or stdout) or f'status {process.returncode}'}")
     return Finished(stdout, stderr)
 

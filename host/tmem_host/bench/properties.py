@@ -8,6 +8,7 @@ import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Collection
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -29,6 +30,7 @@ def host_properties() -> dict[str, Property]:
         "virtualised": "hypervisor" in cpu.get("flags", "").split(),
         "kvm_device": _kvm_device(),
         "hardware_virtualisation": _hardware_virtualisation(cpu.get("flags", "")),
+        "kvm_flavour": kvm_flavour(_kvm_device(), _kvm_modules(), cpu.get("flags", "")),
         "memory_bytes": _kib(memory.get("MemTotal")),
         "memory_available_bytes": _kib(memory.get("MemAvailable")),
         "governor": _text(_SYS / "cpu0/cpufreq/scaling_governor"),
@@ -114,6 +116,27 @@ def _kvm_device() -> str:
 def _hardware_virtualisation(flags: str) -> str:
     words = set(flags.split())
     return "VT-x" if "vmx" in words else "SVM" if "svm" in words else "none visible"
+
+
+def kvm_flavour(device: str, modules: Collection[str], flags: str) -> str:
+    """What KVM is here, in words: which hardware, or which software, runs its guests.
+
+    `device`: as of the property `kvm_device`; `modules`: names below /sys/module that begin with kvm; `flags`: of
+    /proc/cpuinfo. PVM is KVM without hardware virtualisation: guests run in user mode on shadow page tables (Lai Jiangshan
+    and Hou Wenlong, "KVM: PVM: a new hypervisor", linux-kernel, 26 Feb 2024).
+    """
+    if device != "usable":
+        return f"none ({device})"
+    words = set(flags.split())
+    hardware = next((name for flag, name in (("vmx", "VT-x"), ("svm", "SVM")) if flag in words), None)
+    if hardware is None:
+        module = "module kvm_pvm" if "kvm_pvm" in modules else "no module of a vendor's hardware"
+        return f"software ({'PVM' if 'kvm_pvm' in modules else 'unknown'}: {module}; the CPU shows neither vmx nor svm)"
+    return f"hardware, nested ({hardware} in a virtual machine)" if "hypervisor" in words else f"hardware ({hardware})"
+
+
+def _kvm_modules() -> list[str]:
+    return sorted(path.name for path in Path("/sys/module").glob("kvm*"))
 
 
 def _distribution() -> str | None:

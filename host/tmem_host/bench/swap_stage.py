@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from tmem_host.agent_process import AgentProcess
+from tmem_host.bench.disk_folder import cannot_hold
 from tmem_host.bench.properties import filesystem_of
 from tmem_host.bench.runner import BenchError
 from tmem_host.bench.swap_figures import Held
@@ -28,7 +29,6 @@ VM: Final = "swap-bench"
 #: Serials of the devices; the agent gives its device the name of the VM.
 TMEM, DIRECT, CACHED, NULL, CORPUS = VM, "disk-none", "disk-writeback", "null", "corpus"
 #: Filesystems that are memory: a file there is no disk.
-_MEMORY: Final = frozenset({"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"})
 _WATCH_SECONDS: Final = 0.5
 
 
@@ -100,7 +100,7 @@ class Stage:
         if self.spec.disks:
             self.disk_filesystem = filesystem_of(folder)
             for serial in (DIRECT, CACHED):
-                if reason := self._cannot_hold(serial, folder):
+                if reason := cannot_hold(folder, 2 * self.spec.swap_mib * MIB, direct=serial == DIRECT):
                     self.missing[serial] = reason
                     continue
                 handle, name = tempfile.mkstemp(prefix=f"tmem-{serial}-", suffix=".img", dir=folder)
@@ -112,25 +112,6 @@ class Stage:
             with os.fdopen(handle, "wb") as stream:
                 stream.write(self.spec.corpus)
             self._files[CORPUS] = Path(name)
-
-    def _cannot_hold(self, serial: str, folder: Path) -> str:
-        """Why a disk arm cannot have its file in the folder; empty when it can."""
-        hint = "choose a folder on a real disk with --disk-dir"
-        if self.disk_filesystem in _MEMORY:
-            return f"{folder} is on {self.disk_filesystem}, which is memory and no disk: {hint}"
-        try:
-            free = shutil.disk_usage(folder).free
-        except OSError as error:
-            return f"{folder}: {error.strerror}: {hint}"
-        if free < 2 * self.spec.swap_mib * MIB:
-            return f"{folder} has {free // MIB} MiB free and {2 * self.spec.swap_mib} are needed: {hint}"
-        if serial == DIRECT:
-            with tempfile.NamedTemporaryFile(dir=folder) as probe:
-                try:
-                    os.close(os.open(probe.name, os.O_RDWR | os.O_DIRECT))
-                except OSError:
-                    return f"{self.disk_filesystem} at {folder} has no direct I/O (O_DIRECT): {hint}"
-        return ""
 
     def _start_agent(self) -> None:
         """An agent with one VM, whose device holds the whole hog. Without it only the tmem arms are missing."""

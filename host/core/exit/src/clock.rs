@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::{__cpuid, _mm_lfence, _rdtsc};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::error::{ExitError, Result};

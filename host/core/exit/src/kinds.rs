@@ -132,11 +132,15 @@ impl Kind {
             Self::SharedPoll => "no exit: request and answer are words in shared memory, a host thread polls",
             Self::Cpuid | Self::Cpuid16 => "CPUID, emulated by KVM in the kernel",
             Self::Hypercall => "a hypercall that KVM itself refuses, in the kernel",
-            Self::KernelDevice | Self::KernelDevice16 => "a read of KVM's own interrupt controller (port 0x4d0)",
+            Self::KernelDevice | Self::KernelDevice16 => {
+                "a read of KVM's own interrupt controller (port 0x4d0)"
+            }
             Self::CoalescedMmio => "a device write that KVM puts into its ring, read at the next exit",
             Self::CoalescedPio => "a port write that KVM puts into its ring, read at the next exit",
             Self::IoeventfdPost => "a port write that signals an ioeventfd nobody waits for",
-            Self::VirtqueueSubmit => "descriptors and ring written as a virtio driver does, then an ioeventfd",
+            Self::VirtqueueSubmit => {
+                "descriptors and ring written as a virtio driver does, then an ioeventfd"
+            }
             Self::Pio | Self::Pio16 => "a port write, answered in user space by the vCPU's thread",
             Self::Mmio | Self::Mmio16 => "a device write, answered in user space by the vCPU's thread",
             Self::IoeventfdSleep => "an ioeventfd that wakes a thread; the guest spins on a word of memory",
@@ -238,7 +242,11 @@ pub fn program(kind: Kind, hypercall: Hypercall) -> Program {
             a.zero_eax().mov_edx(PORT.into()).mov_ebx(DEVICE as u32);
             let top = a.label();
             a.inc_eax();
-            if kind == Kind::Pio { a.out_dx_eax() } else { a.store_rbx_eax() };
+            if kind == Kind::Pio {
+                a.out_dx_eax()
+            } else {
+                a.store_rbx_eax()
+            };
             a.jmp(top);
         }
         Kind::Loop
@@ -315,7 +323,9 @@ fn submit(a: &mut Asm) -> &mut Asm {
     const AVAIL: usize = place::QUEUE + 0x400;
     const USED: usize = place::QUEUE + 0x800;
     a.mov_ebx(place::QUEUE as u32);
-    for (i, (address, len)) in [(0x8100u32, 16u32), (place::PAGES as u32, 4096), (0x8180, 1)].iter().enumerate() {
+    for (i, (address, len)) in
+        [(0x8100u32, 16u32), (place::PAGES as u32, 4096), (0x8180, 1)].iter().enumerate()
+    {
         let at = (i * 16) as i8;
         a.store_rbx_at_imm(at, *address).store_rbx_at_imm(at + 8, *len);
     }

@@ -5,13 +5,14 @@
 pub mod asm;
 pub mod clock;
 pub mod error;
-pub mod machine;
 pub mod kinds;
+pub mod machine;
 pub mod memory;
 pub mod rig;
 pub mod run;
 pub mod samples;
 pub mod threads;
+pub mod torn;
 pub mod work;
 
 pub use error::{ExitError, Result};

@@ -23,17 +23,21 @@ pub mod place {
     pub const GDT: usize = 0x500;
     /// Interrupt descriptor table.
     pub const IDT: usize = 0x1000;
-    /// Page tables: level 4, level 3, level 2 of memory, level 2 of the device gigabyte.
+    /// Page tables: level 4.
     pub const PML4: usize = 0x2000;
+    /// Level 3.
     pub const PDPT: usize = 0x3000;
+    /// Level 2 of memory.
     pub const PD_MEMORY: usize = 0x4000;
+    /// Level 2 of the device gigabyte.
     pub const PD_DEVICE: usize = 0x5000;
     /// The stack grows down from here.
     pub const STACK: usize = 0x7000;
     /// The program.
     pub const CODE: usize = 0x7000;
-    /// Words that host and guest share: request, answer (on a cache line of their own each).
+    /// Words that host and guest share, on a cache line each: the request.
     pub const REQUEST: usize = 0x8000;
+    /// The answer.
     pub const ANSWER: usize = 0x8040;
     /// A virtqueue: descriptors, avail ring, used ring.
     pub const QUEUE: usize = 0x9000;
@@ -43,8 +47,9 @@ pub mod place {
 
 /// The port of requests.
 pub const PORT: u16 = 0x3f8;
-/// The port that ends a loop of requests that do not leave the kernel.
-pub const DONE_PORT: u16 = 0x3f9;
+/// The port that ends a loop of requests that do not leave the kernel. Not within four bytes of the
+/// other: a coalescing zone of that size must not swallow it.
+pub const DONE_PORT: u16 = 0x3f0;
 /// Guest physical address of the device that no memory backs, in long mode.
 pub const DEVICE: u64 = 0xd000_0000;
 /// The same in real mode, as a segment's base: below 1 MiB, above the memory of such a guest.
@@ -86,7 +91,8 @@ pub fn open_kvm() -> Result<Kvm> {
                 "no permission for /dev/kvm: become a member of its group (kvm), or run as root".into()
             }
             libc::ENXIO | libc::ENODEV => {
-                "/dev/kvm is there, but no virtualisation behind it: is it switched off in the firmware?".into()
+                "/dev/kvm is there, but no virtualisation behind it: is it switched off in the firmware?"
+                    .into()
             }
             _ => format!("/dev/kvm cannot be opened: {e}"),
         })
@@ -130,8 +136,7 @@ impl Machine {
             userspace_addr: memory.at(0, memory.len()) as u64,
         };
         // SAFETY: the mapping lives as long as the VM: both are in this value, the VM drops first.
-        unsafe { vm.set_user_memory_region(region) }
-            .map_err(ExitError::kvm("KVM_SET_USER_MEMORY_REGION"))?;
+        unsafe { vm.set_user_memory_region(region) }.map_err(ExitError::kvm("KVM_SET_USER_MEMORY_REGION"))?;
         if let Some(handler) = interrupts {
             if !kvm.check_extension(Cap::Irqchip) {
                 return Err(ExitError::NotOffered("KVM has no in-kernel interrupt controller".into()));

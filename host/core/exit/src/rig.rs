@@ -46,8 +46,7 @@ impl Rig {
         let first = last.next().unwrap_or(0);
         let cpus = (first, last.next());
         let pages = Pages::new(memory.clone(), place::PAGES, count);
-        let site =
-            Site { pages, cold: None, store: None, disk: None, hz: calibration.hz, other_cpu: cpus.1 };
+        let site = Site { pages, cold: None, store: None, disk: None, hz: calibration.hz, other_cpu: cpus.1 };
         Ok(Self { kvm: open_kvm(), memory, site, cpus, calibration })
     }
 

@@ -145,7 +145,10 @@ fn hung(kind: Kind) -> ExitError {
 }
 
 /// The exit that a turn does not expect, in words.
-pub(crate) fn unexpected(kind: &str, exit: std::result::Result<VcpuExit<'_>, kvm_ioctls::Error>) -> ExitError {
+pub(crate) fn unexpected(
+    kind: &str,
+    exit: std::result::Result<VcpuExit<'_>, kvm_ioctls::Error>,
+) -> ExitError {
     match exit {
         Ok(exit) => ExitError::Failed(format!("the guest of kind {kind} left with {exit:?}")),
         Err(e) => ExitError::Failed(format!("KVM_RUN of kind {kind} failed: {e}")),
@@ -244,9 +247,7 @@ pub(crate) fn register_irq(kvm: &Kvm, machine: &Machine, event: &EventFd) -> Res
 
 fn coalesce(kvm: &Kvm, machine: &mut Machine, kind: Kind) -> Result<()> {
     let (cap, name, address) = match kind {
-        Kind::CoalescedPio => {
-            (Cap::CoalescedPio, "KVM_CAP_COALESCED_PIO", IoEventAddress::Pio(PORT.into()))
-        }
+        Kind::CoalescedPio => (Cap::CoalescedPio, "KVM_CAP_COALESCED_PIO", IoEventAddress::Pio(PORT.into())),
         _ => (Cap::CoalescedMmio, "KVM_CAP_COALESCED_MMIO", IoEventAddress::Mmio(DEVICE)),
     };
     if !kvm.check_extension(cap) {

@@ -5,6 +5,7 @@
 mod bench;
 mod blk;
 mod error;
+mod exit;
 mod store;
 
 use pyo3::prelude::*;
@@ -17,6 +18,9 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(bench::bench_store, m)?)?;
     m.add_function(wrap_pyfunction!(bench::bench_codec, m)?)?;
     m.add_function(wrap_pyfunction!(bench::bench_block, m)?)?;
+    m.add_class::<exit::PyExitRig>()?;
+    m.add_function(wrap_pyfunction!(exit::exit_kinds, m)?)?;
+    m.add_function(wrap_pyfunction!(exit::torn_pages, m)?)?;
     m.add_function(wrap_pyfunction!(store::worst_case_bytes, m)?)?;
     Ok(())
 }

@@ -146,7 +146,9 @@ fn build(site: &Site, way: &str, write: bool) -> Result<Box<dyn Work>> {
         return Ok(Box::new(plain));
     }
     let ring = IoUring::new(8).map_err(|e| {
-        ExitError::NotOffered(format!("io_uring is not to be had here: {e} (kernel.io_uring_disabled, seccomp?)"))
+        ExitError::NotOffered(format!(
+            "io_uring is not to be had here: {e} (kernel.io_uring_disabled, seccomp?)"
+        ))
     })?;
     Ok(Box::new(Uring { ring, plain }))
 }

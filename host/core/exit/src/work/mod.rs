@@ -80,7 +80,8 @@ impl Pages {
     fn same(&self, i: usize, page: usize) -> bool {
         // SAFETY: both are pages of this memory, and no guest touches them in this crate.
         unsafe {
-            std::slice::from_raw_parts(self.frame(i), PAGE) == std::slice::from_raw_parts(self.page(page), PAGE)
+            std::slice::from_raw_parts(self.frame(i), PAGE)
+                == std::slice::from_raw_parts(self.page(page), PAGE)
         }
     }
 }
@@ -153,9 +154,8 @@ pub fn make(site: &mut Site, name: &str, n: u32) -> Result<Box<dyn Work>> {
         "nothing" => Ok(Box::new(Nothing)),
         "device" => Ok(Box::new(Device(us(n)))),
         "delay" => paging::delayed(site, us(n)),
-        "copy-hot" | "copy-cold" | "lz4-compress" | "lz4-decompress" | "zstd-compress" | "zstd-decompress" => {
-            compute::make(site, name)
-        }
+        "copy-hot" | "copy-cold" | "lz4-compress" | "lz4-decompress" | "zstd-compress"
+        | "zstd-decompress" => compute::make(site, name),
         "put" | "put-zstd" | "get" | "flush" | "put-bounce" | "put-batch" | "get-batch" => {
             paging::make(site, name, n)
         }

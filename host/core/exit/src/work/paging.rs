@@ -32,8 +32,7 @@ pub(super) struct Pool {
 
 impl Pool {
     pub fn of(site: &Site, zstd: bool) -> Result<Self> {
-        let store =
-            site.store.as_ref().ok_or_else(|| ExitError::NotOffered("no store was given".into()))?;
+        let store = site.store.as_ref().ok_or_else(|| ExitError::NotOffered("no store was given".into()))?;
         let handle = if zstd { store.zstd.clone() } else { store.lz4.clone() };
         let pool = Self { handle, pages: site.pages.clone(), span: store.span() };
         // Every put is then one over a page that is there, every get one that hits.
