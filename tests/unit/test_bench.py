@@ -160,6 +160,19 @@ def test_an_interrupted_run_keeps_what_was_there(tmp_path: Path, number_: signal
     assert cleaned == [True]
 
 
+def test_arms_that_never_wait_are_interrupted_between_two(tmp_path: Path) -> None:
+    ctx = context(tmp_path)
+    done: list[str] = []
+
+    async def turn(arm: Arm, _index: int) -> None:
+        done.append(arm.name)
+        if len(done) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    assert run_arms(ctx, turn) == runner.EXIT_INTERRUPTED
+    assert len(done) == 2
+
+
 def test_no_round_is_begun_that_would_pass_the_deadline(tmp_path: Path) -> None:
     ctx = context(tmp_path)
 

@@ -263,6 +263,7 @@ class BenchContext:
                 turn = turn[shift:] + turn[:shift]
             self.results.arm_order.append([arm.name for arm in turn])
             for position, arm in enumerate(turn):
+                await asyncio.sleep(0)  # where Ctrl-C reaches a bench that never waits for anything
                 left = self._time_left(turn[position:], alive * (rounds - index - 1), deadline)
                 self.view.step(f"round {index + 1}/{rounds}: {arm.name}", left)
                 begin = time.monotonic()
