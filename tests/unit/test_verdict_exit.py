@@ -104,7 +104,7 @@ CASES: list[tuple[str, str, Results]] = [
 def test_decides(name: str, outcome: str, results: Results) -> None:
     judged = verdict_on(name, results)
     assert judged.outcome == outcome, judged.line
-    assert judged.decision.figures or "no page" in judged.decision.because
+    assert judged.decision.figures
     if outcome != "open":
         assert "threshold" not in judged.decision.because
 
@@ -195,7 +195,18 @@ def test_the_price_of_deferring_is_told() -> None:
     assert "up to 31.0 pages waiting" in judged.decision.because
 
 
+def test_a_codec_that_always_crashed_left_no_other_count_and_is_refuted() -> None:
+    crashed = record("exit", "torn_crashes", 1, "crashes", wobble=0, arm="torn-lz4", codec="lz4")
+    results = exit_run({}, crashed, *torn()[4:])
+    assert verdict_on("H15", results).outcome == "refuted"
+    crashed.samples = [0.0] * 5
+    judged = verdict_on("H15", results)
+    assert (judged.outcome, "changed with lz4" in judged.decision.because) == ("open", True)
+
+
 def test_no_case_in_so_many_trials_is_a_bound_and_not_a_proof() -> None:
     judged = verdict_on("H15", exit_run({}, *torn(undecodable=4)))
-    assert figure(judged, "crashes and overruns").high == pytest.approx(0.0369, rel=0.01)  # 1 - 0.025 ** (1 / 10000)
+    assert figure(judged, "crashes and writes past the end, at most").high == pytest.approx(
+        0.0369, rel=0.01
+    )  # 1 - 0.025 ** (1 / 10000)
     assert figure(judged, "blocks that do not decode, lz4").value == pytest.approx(0.4)

@@ -21,7 +21,7 @@ from tmem_host.report.verdict.model import Decision, Figure, Hypothesis, Need
 
 MIN_ROUNDS = 3
 """Fewer rounds say nothing about the spread between rounds: nothing is decided on them."""
-_KEPT = {0.5: 200, 0.99: 1000}
+_KEPT = {0.5: 100, 0.99: 1000}
 """Samples of a round that are enough for the interval of this quantile, evenly spaced in rank."""
 
 
