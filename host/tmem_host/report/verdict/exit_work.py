@@ -39,8 +39,8 @@ def no_copy_before(results: ResultSet) -> Decision:
         )
     said = (
         f"with {results.kvm('exit')}, a put through an exit copies {human(most, 'bytes')} before it compresses, "
-        f"against {human(control, 'bytes')} by way of a bounce buffer, as the bench states of its code; what a guest with "
-        "another channel copies is not in this"
+        f"against {human(control, 'bytes')} by way of a bounce buffer, as the bench states of its code; what a guest "
+        "with another channel copies is not in this"
     )
     return Decision("supported" if most == 0 else "refuted", said, figures)
 
