@@ -187,6 +187,7 @@ def test_outcomes_by_how_the_process_ended() -> None:
     half = results("tmem bench store --quick --seed 1", complete=False)
     assert judge("store", Ended(0, 1), done, "").state == "measured"
     assert judge("store", Ended(0, 1, "interrupt"), done, "").state == "measured"
+    assert judge("store", Ended(130, 1, "interrupt"), done, "").state == "measured"
     assert judge("store", Ended(130, 1, "interrupt"), half, "").state == "interrupted"
     assert judge("store", Ended(-9, 1, "interrupt"), half, "").state == "interrupted"
     assert judge("store", Ended(130, 1), half, "").state == "interrupted"

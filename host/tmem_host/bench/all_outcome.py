@@ -52,7 +52,8 @@ class Outcome:
 
 def judge(name: str, ended: Ended, results: Results | None, last_words: str) -> Outcome:
     """The outcome of a bench that was run. `results` is what it left, `last_words` the last line that it printed."""
-    if results is not None and results.complete and ended.code in (EXIT_OK, EXIT_ARM_FAILED):
+    # Complete and interrupted: it had just ended.
+    if results is not None and results.complete and ended.code in (EXIT_OK, EXIT_ARM_FAILED, EXIT_INTERRUPTED):
         return of_results(results, ended.seconds)
     if ended.stopped == "interrupt" or (ended.stopped is None and ended.code == EXIT_INTERRUPTED):
         return Outcome(name, "interrupted", ended.seconds, "stopped before its end")

@@ -86,7 +86,7 @@ def run(name: str, shared: Shared, own: Mapping[str, Any]) -> None:
     folder = shared.out or default_folder(name)
     check_writable(folder)
     function = load(name)
-    part = shared.progress_fd is not None
+    alone = shared.progress_fd is None
     view: ProgressView = (
         progress_view(Console(stderr=True)) if shared.progress_fd is None else PipedProgress(shared.progress_fd)
     )
@@ -102,13 +102,12 @@ def run(name: str, shared: Shared, own: Mapping[str, Any]) -> None:
     try:
         code = run_bench(ctx, function)
     finally:
-        with _Uninterrupted():
-            report = None if part else write_report([ctx.results], folder)
-    if report is None:
-        pass
-    elif shared.as_json:
+        if alone:
+            with _Uninterrupted():
+                report = write_report([ctx.results], folder)
+    if alone and shared.as_json:
         sys.stdout.write((folder / "results.json").read_text(encoding="utf-8"))
-    else:
+    elif alone:
         print_table(ctx.results)
         Console().print(f"report: {report}", highlight=False, soft_wrap=True)
     raise typer.Exit(code)
