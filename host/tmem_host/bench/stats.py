@@ -174,9 +174,11 @@ def ratio(
     q: float = 0.5,
     resamples: int = RESAMPLES,
     seed: int = 1,
+    paired: bool = True,
 ) -> Interval:
     """Ratio of medians (or of other quantiles) with its interval. Same rounds: the same ones are drawn for both.
 
+    `paired` false: the rounds are of two runs, and drawn apart even if there are as many.
     Raises ValueError when the baseline's quantile is 0.
     """
     ours, theirs = split_rounds(samples, round_sizes), split_rounds(baseline, baseline_sizes)
@@ -186,7 +188,7 @@ def ratio(
     point = _point(samples, q) / below
     dice = np.random.default_rng(seed)
     picks = _picks(len(ours), resamples, dice)
-    paired = bool(round_sizes) and len(round_sizes) == len(baseline_sizes)
+    paired = paired and bool(round_sizes) and len(round_sizes) == len(baseline_sizes)
     top = _cluster_quantiles(ours, q, picks)
     bottom = _cluster_quantiles(theirs, q, picks if paired else _picks(len(theirs), resamples, dice))
     usable = bottom != 0
@@ -269,13 +271,21 @@ def permutation_test(
         sums = np.array([pool[list(chosen)].sum() for chosen in combinations(range(pool.size), n)])
     else:
         dice = np.random.default_rng(seed)
-        sums = np.array([dice.permutation(pool)[:n].sum() for _ in range(EXACT_LIMIT)])
+        sums = _drawn_sums(pool, n, EXACT_LIMIT, dice)
     differences = np.abs(sums / n - (total - sums) / right.size)
     # Sums in another order differ in the last bits: what equals the observed difference must count.
     extreme = int((differences >= seen * (1 - 1e-9) - 1e-300).sum())
     exact = ways <= EXACT_LIMIT
     p = extreme / ways if exact else (extreme + 1) / (EXACT_LIMIT + 1)
     return Comparison(float(left.mean() - right.mean()), float(p), smallest_p(left.size, right.size))
+
+
+def _drawn_sums(pool: Floats, n: int, count: int, dice: np.random.Generator) -> Floats:
+    """Sums of `n` values of the pool drawn without replacement, `count` times; some at once, within a few MiB."""
+    rows = max(1, 500_000 // pool.size)
+    starts = range(0, count, rows)
+    drawn = [dice.permuted(np.tile(pool, (min(rows, count - at), 1)), axis=1)[:, :n].sum(axis=1) for at in starts]
+    return np.concatenate(drawn)
 
 
 def smallest_p(left: int, right: int) -> float:
