@@ -12,7 +12,7 @@ from tmem_host.cli import vm
 from tmem_host.cli.hog import hog
 from tmem_host.cli.options import Json, State, client, size
 from tmem_host.errors import Unavailable
-from tmem_host.report.cli import report
+from tmem_host.report.cli import app as report
 
 app = typer.Typer(
     name="tmem",
@@ -36,7 +36,7 @@ except ImportError as missing:
 
 
 app.add_typer(bench, name="bench")
-app.command()(report)
+app.add_typer(report, name="report")
 app.command(epilog="Example: tmem hog --kernel 6.12 --codec zstd --kill-agent 10")(hog)
 
 
