@@ -14,6 +14,7 @@ FLAVOUR = "software (PVM or alike: /dev/kvm works, the CPU shows neither vmx nor
 ROUNDS = 5
 PATHS = {
     "bare": "none",
+    "loop": "none",
     "cpuid": "kernel",
     "kernel-device": "kernel",
     "ioeventfd-post": "kernel",

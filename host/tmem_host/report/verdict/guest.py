@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from tmem_host.bench.results import Record
 from tmem_host.bench.stats import Interval
+from tmem_host.report.verdict.exits import exit_kvm
 from tmem_host.report.verdict.mails import ANDREA_OCT31, DAN_NOV1, SEED
 from tmem_host.report.verdict.model import Aside, Decision, Figure, Hypothesis, Need
 from tmem_host.report.verdict.resultset import ResultSet, Undecided
@@ -75,7 +76,7 @@ def time_left_for_a_network(results: ResultSet) -> Aside:
     )
     if left.low <= 0:
         return "", ()
-    said = f"With {results.kvm('exit')}, a get could take {left.text} longer before this disk is as fast"
+    said = f"With {exit_kvm(results)}, a get could take {left.text} longer before this disk is as fast"
     return said, (left,)
 
 

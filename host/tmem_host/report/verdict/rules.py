@@ -6,10 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from tmem_host.bench.results import Record
 from tmem_host.bench.stats import Interval
-from tmem_host.report.verdict.model import Decision, Figure, Need, Outcome
-from tmem_host.report.verdict.resultset import Missing, ResultSet
+from tmem_host.report.verdict.model import Decision, Figure, Outcome
 
 Side = Literal["below", "above", "astride"]
 
@@ -51,26 +49,3 @@ def scaled(interval: Interval, by: float) -> Interval:
 def listed(parts: Sequence[str]) -> str:
     """'a, b and c'."""
     return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
-
-
-# ---- the bench `exit`
-
-
-def trip(arm: str) -> Need:
-    """The round trip of an arm of the exit bench."""
-    return Need("exit", "round_trip", {"arm": arm})
-
-
-def cheapest_exit(results: ResultSet) -> Record:
-    """The exit that KVM answers in the kernel at the lowest cost, 64-bit where there is one.
-
-    Which instruction that is differs between processors and flavours of KVM (CPUID is slow on new Intel parts, a
-    hypercall may be missing), and a claim about "an exit" gets the benefit of the cheapest. Submitting to a virtqueue
-    is no bare exit: the guest's stores are in it.
-    """
-    found = results.all("exit", "round_trip", {"path": "kernel", "work": "nothing"})
-    found = [r for r in found if r.dimensions.get("kind") != "virtqueue-submit"]
-    found = [r for r in found if r.dimensions.get("bits") == 64] or found
-    if not found:
-        raise Missing("there is no figure exit round_trip of any exit answered in the kernel: run `tmem bench exit`")
-    return min(found, key=lambda r: results.median(r).value)
