@@ -76,7 +76,8 @@ def _by_count(results: ResultSet, metric: str) -> dict[int, dict[str, Record]]:
 
 
 def _overcommit(record: Record) -> float:
-    return float(record.dimensions.get("overcommit", 0))
+    """VMs for each CPU."""
+    return float(record.dimensions.get("vms", 0)) / max(1.0, float(record.dimensions.get("cpus", 1)))
 
 
 HYPOTHESES = (

@@ -46,6 +46,8 @@ class Figure:
     def text(self) -> str:
         """The number as people read it: '12.3× (11.9–12.8)'."""
         shown = human(self.value, self.unit)
+        if self.unit == "percent":  # as in the sentences around it
+            shown = f"{shown.removesuffix('%')} %"
         if self.low == self.high:
             return shown
         return f"{shown} ({human_range(self.low, self.high, self.unit, self.value)})"
