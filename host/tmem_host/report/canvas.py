@@ -17,8 +17,8 @@ WIDE = 1000
 NARROW = 352
 """Widths that every plot is drawn in: what fits a page of 1280 pixels, and one of 400 and less."""
 
-_NARROW_SIGNS = frozenset(" .,:;|!'`ijlI()[]/\\·×")
-_WIDE_SIGNS = frozenset("mwMW%@—…")
+_NARROW_SIGNS = frozenset(" .,:;|!'`ijlI()[]/\\·")
+_WIDE_SIGNS = frozenset("mwMW%@—…×")
 
 
 def text_width(text: str, size: float = 13.0) -> float:

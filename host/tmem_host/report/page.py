@@ -43,6 +43,7 @@ def render(all_results: Sequence[Results]) -> str:
     ordered = sorted(all_results, key=lambda r: ORDER.index(r.bench) if r.bench in ORDER else len(ORDER))
     titles = ", ".join(dict.fromkeys(layout_for(r).title for r in ordered))
     first = min(ordered, key=lambda r: r.started)
+    when = f"{first.started:%Y-%m-%d %H:%M} UTC"
     commits = ", ".join(dict.fromkeys(str(r.properties.host.get("commit") or "unknown") for r in ordered))
     keyed = list(zip(_keys(ordered), ordered, strict=True))
     links = [("verdict", "Verdict"), *((key, layout_for(r).title) for key, r in keyed)]
@@ -60,7 +61,7 @@ def render(all_results: Sequence[Results]) -> str:
 <body>
 <header>
 <h1>Transcendent memory for KVM, measured</h1>
-<p class="soft">{escape(titles)} · {first.started:%Y-%m-%d %H:%M} UTC · tool {escape(commits)}</p>
+<p class="soft">{escape(titles)} · <span class="whole">{when}</span> · tool {escape(commits)}</p>
 <nav aria-label="Parts">{nav}</nav>
 </header>
 <main>

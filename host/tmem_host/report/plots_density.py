@@ -52,7 +52,8 @@ def _arm(record: Record) -> str:
 
 
 def _with_cpus(record: Record) -> str:
-    return f"{record.arm}, {record.dimensions.get('cpus')} CPUs"
+    cpus = record.dimensions.get("cpus")
+    return f"{record.arm}, {cpus} CPU{'' if cpus == 1 else 's'}"
 
 
 def _per_cpu(records: list[Record]) -> Callable[[float], str]:

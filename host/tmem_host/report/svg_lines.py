@@ -34,8 +34,8 @@ class Level:
     y: float
     label: str
     colour: str = ""
-    at_left: bool = False
-    """Where its label goes: to the end that the lines leave free."""
+    below: bool = False
+    """Where its label goes: to the side that the lines leave free."""
 
 
 @dataclass(frozen=True)
@@ -171,17 +171,15 @@ def _labels(
     marks: Sequence[Mark],
     box: tuple[float, float, float, float],
 ) -> None:
-    """What levels and marks are called: levels above their line, kept apart; marks beside their ring."""
+    """What levels and marks are called: levels at the right, kept apart; marks beside their ring."""
     left, right, top, bottom = box
     taken: list[float] = []
     for level in sorted(levels, key=lambda one: -one.y):
-        y = max(y_axis.place(level.y) - 6, top + 12)
+        y = max(y_axis.place(level.y) + (16 if level.below else -6), top + 12)
         while any(abs(y - other) < 17 for other in taken):
             y += 17
         taken.append(y)
-        canvas.text(
-            left + 8 if level.at_left else right - 6, y, level.label, "note", "start" if level.at_left else "end"
-        )
+        canvas.text(right - 6, y, level.label, "note", "end")
     for mark in marks:
         x, y = x_axis.place(mark.x), y_axis.place(mark.y)
         canvas.dot(x, y, 6.5, "mark")

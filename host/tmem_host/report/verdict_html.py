@@ -46,7 +46,7 @@ def _card(judged: Judged) -> str:
 <div class="head"><span class="id">{escape(h.id)}</span>{_outcome(judged)}</div>
 <blockquote>{escape(h.claim)}</blockquote>
 <p class="small soft">{escape(h.who)}, {escape(_date(h.when))}</p>
-<p class="because">{escape(_sentence(d.because))}</p>
+<p class="because">{_prose(d.because)}</p>
 {_figures(d.figures)}
 <details><summary>Experiment, rule and source</summary><p>{escape(h.experiment)}</p>
 <p>{escape(h.rule)}</p><p class="soft">{escape(h.who)}, {escape(h.when)}</p></details>
@@ -66,7 +66,8 @@ def _figures(figures: Sequence[Figure]) -> str:
     if len(rows) <= SHOWN:
         return shown
     rest = f'<dl class="figures">{"".join(rows[SHOWN:])}</dl>'
-    return f"{shown}<details><summary>{len(rows) - SHOWN} more figures</summary>{rest}</details>"
+    more = len(rows) - SHOWN
+    return f"{shown}<details><summary>{more} more figure{'s' if more > 1 else ''}</summary>{rest}</details>"
 
 
 def _left(left: Sequence[Judged], *, opened: bool) -> str:
@@ -85,14 +86,16 @@ def _open_claim(judged: Judged) -> str:
     return (
         f'<li id="{escape(h.id)}"><span class="id">{escape(h.id)}</span><div><p>{escape(h.claim)} '
         f'<span class="soft small">{escape(h.who)}, {escape(_date(h.when))}</span></p>'
-        f'<p class="because">{escape(_sentence(d.because))}</p>{_figures(d.figures)}</div></li>'
+        f'<p class="because">{_prose(d.because)}</p>{_figures(d.figures)}</div></li>'
     )
 
 
 def _date(when: str) -> str:
     """When something was said, without the names of the mails that say it."""
-    return re.sub(r",? message [^\s,;]+", "", when)
+    days = re.sub(r",? message [^\s,;]+", "", when).split("; ")
+    return "; ".join(dict.fromkeys(days))
 
 
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
+def _prose(text: str) -> str:
+    """A sentence as HTML, with commands set as such."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text[:1].upper() + text[1:]))
