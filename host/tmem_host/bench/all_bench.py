@@ -107,8 +107,11 @@ def run_all(
             if outcome.seconds is not None and outcome.state in ("measured", "arms failed"):
                 all_estimate.remember(cache, name, setting, outcome.seconds)
         code = exit_code(outcomes, stop.requested)
+        found = [results for name in settings if (results := _read(out / name)) is not None]
+        overall.say("judging the hypotheses")
+        verdict, judged = _verdict(found, view)
         overall.say("making the report")
-        report, verdict, judged = _report(list(settings), out, view)
+        report = _report(found, out, view)
         if code == EXIT_OK and (report is None or not verdict):
             code = EXIT_ARM_FAILED
     return Summary(out, outcomes, code, report, verdict, judged)
@@ -173,31 +176,34 @@ def _read(folder: Path) -> Results | None:
         return None
 
 
-def _report(names: Sequence[str], out: Path, view: ProgressView) -> tuple[Path | None, list[str], list[dict[str, Any]]]:
-    """The report of all, the verdict's lines, and the verdict as data.
+# The figures are safe in their files: a fault in what is made of them is told, and costs no more than that.
 
-    The figures are safe in their files: a fault here is told and costs the page only.
-    """
-    found = [results for name in names if (results := _read(out / name)) is not None]
-    report: Path | None = None
-    verdict: list[str] = []
-    judged: list[dict[str, Any]] = []
+
+def _verdict(found: Sequence[Results], view: ProgressView) -> tuple[list[str], list[dict[str, Any]]]:
+    """The verdict's lines, and the verdict as data."""
     if not found:
-        return report, verdict, judged
-    try:
-        from tmem_host.report.page import write_report
-
-        report = write_report(found, out)
-    except Exception as error:
-        view.note(f"no report: {reason_of(error)}")
+        return [], []
     try:
         from tmem_host.report.verdict import as_json, evaluate, lines
 
-        decided = evaluate(found)
-        verdict, judged = lines(decided), as_json(decided)
+        judged = evaluate(found)
+        return lines(judged), as_json(judged)
     except Exception as error:
         view.note(f"no verdict: {reason_of(error)}")
-    return report, verdict, judged
+        return [], []
+
+
+def _report(found: Sequence[Results], out: Path, view: ProgressView) -> Path | None:
+    """The report of all; None when there is nothing to report."""
+    if not found:
+        return None
+    try:
+        from tmem_host.report.page import write_report
+
+        return write_report(found, out)
+    except Exception as error:
+        view.note(f"no report: {reason_of(error)}")
+        return None
 
 
 def print_summary(summary: Summary, settings: Mapping[str, Setting]) -> None:

@@ -14,13 +14,13 @@ from tmem_host.bench.results import write_atomic
 TIMES_FILE = "bench-times.json"
 
 FIRST_TIME: Mapping[str, tuple[float, float]] = {
-    "exit": (150, 900),
-    "store": (60, 900),
-    "channel": (80, 900),
-    "swap": (240, 1200),
+    "exit": (80, 900),
+    "store": (40, 900),
+    "channel": (90, 900),
+    "swap": (170, 1200),
     "density": (90, 600),
 }
-"""Seconds of each bench, quick and full: two cores of an AMD EPYC, guests under TCG, rounded up."""
+"""Seconds of each bench, quick and full: on two cores of an AMD EPYC, guests under TCG, rounded up."""
 _ELSE = (120.0, 900.0)
 
 Times = dict[str, float]

@@ -29,7 +29,8 @@ class Overall:
         self._done = 0
         self._said = ""
         self._last = 0.0
-        view.plan(len(expected) + 1)  # the report, too
+        self._saying = False
+        view.plan(len(expected) + 2)  # the verdict and the report, too
         if expected:
             view.note(f"{', '.join(expected)}: about {human_seconds(sum(expected.values()))}")
 
@@ -75,7 +76,10 @@ class Overall:
         self._view.advance()
 
     def say(self, text: str) -> None:
-        """A step that is none of a bench."""
+        """Now doing what belongs to no bench, a step of its own."""
+        if self._saying:
+            self._view.advance()
+        self._saying = True
         self._view.step(text)
 
     def left(self) -> float:
