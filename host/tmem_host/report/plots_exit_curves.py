@@ -77,7 +77,7 @@ def batch_curve(results: Results) -> Plot | None:
         ]
         legend.append((colour, "", said))
         if b > 0:
-            levels.append(Level(b, f"{name} without any exit: {human(b, 'ns')}", colour, below=True))
+            levels.append(Level(b, colour=colour))
         told.append(f"{said}, fit r² {line.r2:.3f}")
     if not series:
         return None

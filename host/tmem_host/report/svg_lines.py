@@ -32,10 +32,10 @@ class Level:
     """A horizontal line: a threshold or a cost to beat."""
 
     y: float
-    label: str
+    label: str = ""
+    """Empty where the legend says it, and a label would lie on what is drawn."""
     colour: str = ""
-    below: bool = False
-    """Where its label goes: to the side that the lines leave free."""
+    """With a colour it is in the legend too, which does where there is little room."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _y_axis(
         axis = log_axis(floor, max(max(ys), floor * 1.01), bottom, top, scales.y_unit, 26)
     else:
         low, high = scales.y_from or 0.0, max(ys)
-        axis = linear_axis(low, high + 0.03 * (high - low), bottom, top, scales.y_unit, 6)
+        axis = linear_axis(low, high + 0.03 * (high - low), bottom, top, scales.y_unit, 8)
     if "/" in scales.y_unit:
         axis = replace(axis, ticks=[(v, text.removesuffix(scales.y_unit).rstrip()) for v, text in axis.ticks])
     if scales.y_ticks:
@@ -173,16 +173,41 @@ def _labels(
 ) -> None:
     """What levels and marks are called: levels at the right, kept apart; marks beside their ring."""
     left, right, top, bottom = box
-    taken: list[float] = []
-    for level in sorted(levels, key=lambda one: -one.y):
-        y = max(y_axis.place(level.y) + (16 if level.below else -6), top + 12)
-        while any(abs(y - other) < 17 for other in taken):
+    taken: list[_Box] = []
+    for level in sorted(
+        (one for one in levels if one.label and not (canvas.narrow and one.colour)), key=lambda one: -one.y
+    ):
+        y, size = max(y_axis.place(level.y) - 6, top + 12), text_width(level.label)
+        while any(abs(y - other.bottom) < 17 for other in taken):
             y += 17
-        taken.append(y)
+        taken.append(_Box(right - 6 - size, y - 13, right - 6, y))
         canvas.text(right - 6, y, level.label, "note", "end")
     for mark in marks:
-        x, y = x_axis.place(mark.x), y_axis.place(mark.y)
+        x, y, size = x_axis.place(mark.x), y_axis.place(mark.y), text_width(mark.label)
         canvas.dot(x, y, 6.5, "mark")
-        size = text_width(mark.label)
-        under = y + 24 if y + 30 < bottom else y - 14
-        canvas.text(min(max(x + 10, left + 4), right - size), under, mark.label, "note strong")
+        beside = [
+            (max(left + 4, min(x + dx, right - size)), y + dy) for dy in (24, -14, 40, -30) for dx in (10, -size - 10)
+        ]
+        places = [_Box(at, under - 13, at + size, under) for at, under in beside]
+        free = [p for p in places if p.top > top and p.bottom < bottom - 4 and not any(p.meets(o) for o in taken)]
+        chosen = (free or places)[0]
+        taken.append(chosen)
+        canvas.text(chosen.left, chosen.bottom, mark.label, "note strong")
+
+
+@dataclass(frozen=True)
+class _Box:
+    """Where a label lies."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def meets(self, other: _Box) -> bool:
+        return (
+            self.left < other.right + 4
+            and other.left < self.right + 4
+            and self.top < other.bottom + 2
+            and other.top < self.bottom + 2
+        )
