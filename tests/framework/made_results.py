@@ -222,6 +222,7 @@ def density_results(*, seed: int = 1, rounds: int = ROUNDS, counts: Sequence[int
             m.each("work_rate", "loops/s", busy * 5e7 / (1 + per_page / 2e4), "higher", **labels)
             m.each("page_cpu", "ns", per_page * (0.15 if backend == "disk" else 1.0), **labels)
             m.latency("latency", per_page * max(1.0, (n / cpus) ** (0.15 if channel == "sync" else 0.5)), **labels)
+            m.latency("interval", 2e4 + per_page * max(1.0, n / cpus), **labels)
             m.share("fairness", 1 - (0.01 if channel == "sync" else 0.04) * np.log10(n), **labels)
             m.share("slowest_share", 1 - 0.08 * np.log10(n), **labels)
             m.same("served", "VMs", n, "higher", **labels)

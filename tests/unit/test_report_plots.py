@@ -136,9 +136,9 @@ def test_density_is_drawn_over_the_number_of_vms() -> None:
     found = plots(density_results())
     assert list(found) == [
         "throughput",
-        "work_rate",
         "page_cpu",
         "latency",
+        "interval",
         "fairness",
         "slowest_share",
         "latency-distribution",

@@ -109,7 +109,7 @@ LAYOUTS: dict[str, Layout] = {
                 Column("page_cpu", "CPU per page"),
                 Column("latency", "request"),
                 Column("latency", "same, p99", statistic="p99"),
-                Column("work_rate", "other work"),
+                Column("interval", "between pages, p99", statistic="p99"),
                 Column("fairness", "fairness", compare=False),
                 Column("slowest_share", "least served", compare=False),
                 Column("vm_memory", "memory per VM", compare=False),
