@@ -100,6 +100,14 @@ def test_few_rounds_are_told() -> None:
     assert "0.333" in found.sentences[0]
 
 
+def test_a_busy_machine_is_told() -> None:
+    a, b = run(made(FAST)), run(made(FAST))
+    a.notes = ["a goal: reached"]
+    b.notes = ["Others used 57% of the machine's CPU time at the start of the run: repeat it when it is idle."]
+    assert compare(a, b).sentences[0].startswith("B: Others used 57%")
+    assert not any("goal" in s for s in compare(a, b).sentences)
+
+
 def test_what_chance_alone_would_give_is_told_and_corrected_for() -> None:
     found = compare(exit_results(seed=1), exit_results(seed=2))
     assert len(found.pairs) > 200
@@ -189,6 +197,7 @@ def test_unlike_runs_are_refused_by_name(change: Callable[[Results], None], name
 
 def test_like_runs_are_not_refused_and_what_may_differ_may() -> None:
     a, b = exit_results(seed=1), exit_results(seed=2)
+    b.properties.configuration |= {"disk_dir": "/elsewhere", "busy_end": 0.5}
     b.properties.host |= {"commit": "other", "load": [3.0], "memory_bytes": (8 << 30) + 4096}
     b.records = [r for r in b.records if r.dimensions.get("work") != "device"]
     assert refuse(differences(a, b), []) == []

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,6 +14,8 @@ from tmem_host.bench.units import number
 
 LEVEL = 0.05
 Change = Literal["better", "worse", "higher", "lower", "none shown", "too few rounds"]
+_BUSY = re.compile(r"The machine was busy|Others used")
+"""How benches begin a note that the machine had other work (`comparators_load`, `runner`)."""
 DIFFERS: frozenset[Change] = frozenset(("better", "worse", "higher", "lower"))
 
 
@@ -53,6 +56,8 @@ class Comparison:
     pairs: list[Pair]
     only_a: list[str]
     only_b: list[str]
+    busy: list[str]
+    """What the runs noted of other work on their machine."""
 
     @property
     def tested(self) -> list[Pair]:
@@ -73,7 +78,7 @@ class Comparison:
     @property
     def sentences(self) -> list[str]:
         """What a reader must know before believing the figures."""
-        said = []
+        said = list(self.busy)
         if weak := [p for p in self.pairs if not p.test.decidable]:
             least = min(weak, key=lambda p: p.test.smallest_p).test.smallest_p
             said.append(
@@ -85,6 +90,11 @@ class Comparison:
                 f"{len(self.differing)} of {len(self.tested)} tested records differ at p ≤ {LEVEL:g}; chance alone "
                 f"would give about {number(LEVEL * len(self.tested))}. {len(self.standing)} stand after correcting for "
                 "so many tests (Benjamini-Hochberg)."
+            )
+        if self.differing:
+            said.append(
+                "All rounds of a run share what the machine was like meanwhile: compare two runs of one version first, to "
+                "see how far apart those are."
             )
         for side, missing in (("A", self.only_a), ("B", self.only_b)):
             if missing:
@@ -102,6 +112,7 @@ def compare(a: Results, b: Results) -> Comparison:
         [_pair(r, theirs[key], a.seed, _name(r, varying)) for key, r in ours.items() if key in theirs],
         [_name(r, varying) for key, r in ours.items() if key not in theirs],
         [_name(r, varying) for key, r in theirs.items() if key not in ours],
+        [f"{side}: {note}" for side, run in (("A", a), ("B", b)) for note in run.notes if _BUSY.match(note)],
     )
 
 
