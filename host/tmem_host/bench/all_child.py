@@ -27,9 +27,9 @@ Watch = Callable[[Event | None], None]
 
 _TICK = 0.5
 #: Seconds after the first request to stop: for the second, which also ends what does not wait for anything, and for
-#: the end by force. Shutting an emulated guest down takes some 10 s on a busy machine.
+#: the end by force. One turn of a thousand micro-VMs on one CPU takes some 20 s, and cannot be cut short.
 _INSIST = 20.0
-_FORCE = 40.0
+_FORCE = 60.0
 
 
 class Interrupts:
