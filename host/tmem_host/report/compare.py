@@ -93,8 +93,8 @@ class Comparison:
             )
         if self.differing:
             said.append(
-                "All rounds of a run share what the machine was like meanwhile: compare two runs of one version first, to "
-                "see how far apart those are."
+                "All rounds of a run share what the machine was like meanwhile: compare two runs of one version first, "
+                "to see how far apart those are."
             )
         for side, missing in (("A", self.only_a), ("B", self.only_b)):
             if missing:
