@@ -112,3 +112,31 @@ def exit_kinds() -> list[dict[str, Any]]:
 
 def torn_pages(pages: bytes, *, codec_name: str, seconds: float, seed: int) -> dict[str, int]:
     """``pages``, ``undecodable``, ``overruns`` of compressing a page that changes meanwhile."""
+
+def run_fleet(
+    classes: list[tuple[str, int, bool, int, int | None, int]],
+    corpus: bytes,
+    *,
+    store: Store | None = None,
+    disk: str | None = None,
+    frames: int,
+    pages: int,
+    zipf: float,
+    trace: int,
+    channel: Literal["sync", "async"],
+    workers: int,
+    cpus: int,
+    time: float,
+    compute: float,
+    quantum: float | None = None,
+    seed: int,
+) -> dict[str, Any]:
+    """Runs a fleet of micro-VMs for ``time`` seconds, paging through a new store or to a disk file.
+
+    ``classes``: (name, VMs, persistent, reservation, cap or None, weight), sizes in bytes per VM.  ``compute``: seconds
+    of computing between two requests; ``quantum``: seconds after which a vCPU's thread gives way at its exit.
+    Back come ``creation``, ``seconds`` (s); ``vm_memory`` (bytes per VM); ``ops`` (pages per VM); ``cpu_ns``; ``loops``;
+    ``latency_ns``, ``interval_ns`` (samples); ``verified``, ``stored_pages`` (pages); ``stored_slots``,
+    ``stored_compressed`` (bytes); ``classes``: ``name``, ``vms``, ``held`` (bytes per VM, samples), ``over_cap_bytes``,
+    ``over_cap``, ``no_room``, ``missed``, ``evicted``, ``bad`` (pages).
+    """

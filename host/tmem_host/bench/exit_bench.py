@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`tmem bench exit`: what one exit costs, by kind and by what is done in it.
 
-The guests are micro-VMs of a few dozen bytes of machine code on the real /dev/kvm. A sample is the time from one request
-reaching the host to the next: entry, the guest's few instructions, exit, and the work. The work alone, in a host thread
-without any guest, is kind `bare`: the difference is what the exit adds. Arms are listed in `exit_arms`.
+The guests are micro-VMs of a few dozen bytes of machine code on the real /dev/kvm. A sample is the time from one
+request reaching the host to the next: entry, the guest's few instructions, exit, and the work. The work alone, in a
+host thread without any guest, is kind `bare`: the difference is what the exit adds. Arms are listed in `exit_arms`.
 
 A run ends when the medians of all arms but the disk's are known well enough, or when its time is up. Every turn has a
 deadline: a kind of exit that never comes back on this host is skipped with that reason.
@@ -61,7 +61,7 @@ class Plan:
 
     @classmethod
     def of(cls, ctx: BenchContext) -> Plan:
-        """Out of the context's options. Raises BenchError."""
+        """Out of the context's options. Raises BenchError or InvalidInput."""
         vmexit = str(ctx.option("vmexit", ""))
         plan = cls(
             rounds=ctx.option("rounds", 40, 12),
@@ -79,6 +79,8 @@ class Plan:
             arms=frozenset(name for name in str(ctx.option("arms", "")).split(",") if name),
             vmexit=Path(vmexit) if vmexit else None,
         )
+        if plan.vmexit is not None:
+            exit_vmexit.check(plan.vmexit)
         if min(plan.samples, plan.pages, plan.span, plan.disk_pages) < 1:
             raise BenchError("samples, pages, span and disk_pages must be at least 1")
         return plan

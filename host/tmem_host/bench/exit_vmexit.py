@@ -12,7 +12,7 @@ from typing import Final
 
 from tmem_host.bench import comparators_process
 from tmem_host.bench.runner import ArmSkipped
-from tmem_host.errors import TmemError
+from tmem_host.errors import InvalidInput, TmemError
 
 #: Tests of x86/vmexit.c that have a counterpart here, and the kind of exit that is it.
 TESTS: Final = {
@@ -44,10 +44,14 @@ def cycles_of(output: str, test: str) -> float:
     raise ValueError(f"vmexit printed no figure for {test}")
 
 
+def check(flat: Path) -> None:
+    """Raises InvalidInput when there is no such file: better before a run of minutes than at its end."""
+    if not flat.is_file():
+        raise InvalidInput(f"there is no file {flat}", "give kvm-unit-tests' x86/vmexit.flat with --vmexit")
+
+
 async def run(flat: Path) -> dict[str, float]:
     """Cycles of each test. Raises ArmSkipped with the reason when this host cannot run them."""
-    if not flat.is_file():
-        raise ArmSkipped(f"there is no file {flat}")
     found: dict[str, float] = {}
     reason = ""
     for test in TESTS:

@@ -122,8 +122,7 @@ def kvm_flavour(device: str, modules: Collection[str], flags: str) -> str:
     """What KVM is here, in words: which hardware, or which software, runs its guests.
 
     `device`: as of the property `kvm_device`; `modules`: names below /sys/module that begin with kvm; `flags`: of
-    /proc/cpuinfo. PVM is KVM without hardware virtualisation: guests run in user mode on shadow page tables (Lai Jiangshan
-    and Hou Wenlong, "KVM: PVM: a new hypervisor", linux-kernel, 26 Feb 2024).
+    /proc/cpuinfo. PVM is KVM without hardware virtualisation: guests run in user mode on shadow page tables.
     """
     if device != "usable":
         return f"none ({device})"

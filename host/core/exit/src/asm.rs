@@ -72,6 +72,20 @@ impl Asm {
         zero_eax = [0x31, 0xc0];
         /// `inc eax`
         inc_eax = [0xff, 0xc0];
+        /// `inc ebp`
+        inc_ebp = [0xff, 0xc5];
+        /// `xor ebp, ebp`
+        zero_ebp = [0x31, 0xed];
+        /// `mov eax, ebp`
+        mov_eax_ebp = [0x89, 0xe8];
+        /// `mov rdi, rax`
+        mov_rdi_rax = [0x48, 0x89, 0xc7];
+        /// `shr rdi, 32`
+        shr_rdi_32 = [0x48, 0xc1, 0xef, 0x20];
+        /// `inc qword [rdi]`
+        inc_at_rdi = [0x48, 0xff, 0x07];
+        /// `dec ecx`
+        dec_ecx = [0xff, 0xc9];
         /// `dec esi`
         dec_esi = [0xff, 0xce];
         /// `dec si` in 16-bit code
@@ -184,9 +198,9 @@ impl Asm {
         self.jump(0x74, to)
     }
 
-    /// `jz` to a place further on.
-    pub fn jz_forward(&mut self) -> Forward {
-        self.raw(&[0x74, 0]);
+    /// `jnz` to a place further on.
+    pub fn jnz_forward(&mut self) -> Forward {
+        self.raw(&[0x75, 0]);
         Forward(self.bytes.len())
     }
 
@@ -220,8 +234,8 @@ mod tests {
     #[test]
     fn forward_jumps_land_where_they_are_told() {
         let mut a = Asm::new();
-        let over = a.jz_forward();
+        let over = a.jnz_forward();
         a.nop().nop().land(over).hlt();
-        assert_eq!(a.bytes(), [0x74, 2, 0x90, 0x90, 0xf4]);
+        assert_eq!(a.bytes(), [0x75, 2, 0x90, 0x90, 0xf4]);
     }
 }

@@ -5,6 +5,7 @@
 pub mod asm;
 pub mod clock;
 pub mod error;
+pub mod fleet;
 pub mod kinds;
 pub mod machine;
 pub mod memory;

@@ -127,7 +127,7 @@ impl Machine {
         program: &Asm,
         interrupts: Option<usize>,
     ) -> Result<Self> {
-        let vm = kvm.create_vm().map_err(ExitError::kvm("KVM_CREATE_VM"))?;
+        let vm = again(|| kvm.create_vm()).map_err(ExitError::kvm("KVM_CREATE_VM"))?;
         let region = kvm_userspace_memory_region {
             slot: 0,
             flags: 0,
@@ -141,7 +141,7 @@ impl Machine {
             if !kvm.check_extension(Cap::Irqchip) {
                 return Err(ExitError::NotOffered("KVM has no in-kernel interrupt controller".into()));
             }
-            vm.create_irq_chip().map_err(ExitError::kvm("KVM_CREATE_IRQCHIP"))?;
+            again(|| vm.create_irq_chip()).map_err(ExitError::kvm("KVM_CREATE_IRQCHIP"))?;
             set_pic(&vm)?;
             let target = (place::CODE + handler) as u64;
             // An interrupt gate (SDM volume 3, figure 6-8): offset, selector 8, present.
@@ -150,7 +150,7 @@ impl Machine {
             memory.write_u64(entry, low);
             memory.write_u64(entry + 8, target >> 32);
         }
-        let vcpu = vm.create_vcpu(0).map_err(ExitError::kvm("KVM_CREATE_VCPU"))?;
+        let vcpu = again(|| vm.create_vcpu(0)).map_err(ExitError::kvm("KVM_CREATE_VCPU"))?;
         memory.write(place::CODE, program.bytes());
         match mode {
             Mode::Real => set_real(&vcpu)?,
@@ -169,6 +169,19 @@ impl Machine {
         regs.rflags = 2;
         vcpu.set_regs(&regs).map_err(ExitError::kvm("KVM_SET_REGS"))?;
         Ok(Self { vcpu, vm, memory })
+    }
+}
+
+/// Tries again what a signal interrupted: making a VM starts kernel threads, and that gives up when
+/// a signal is pending for the caller.
+fn again<T>(
+    mut step: impl FnMut() -> std::result::Result<T, kvm_ioctls::Error>,
+) -> std::result::Result<T, kvm_ioctls::Error> {
+    loop {
+        match step() {
+            Err(e) if e.errno() == libc::EINTR => {}
+            other => return other,
+        }
     }
 }
 

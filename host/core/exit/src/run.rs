@@ -124,15 +124,14 @@ fn start_vcpu<T: Send + 'static>(
 fn end_vcpu<T>(
     thread: Vcpu<T>,
     immediate: ImmediateExit,
-    kind: Kind,
+    name: &str,
     deadline: Instant,
     done: impl FnMut() -> bool,
 ) -> Result<T> {
     if !threads::call_back(&thread, immediate, deadline, GRACE, done) {
         return Err(ExitError::Hung(format!(
-            "a guest of kind {} never came back from KVM_RUN, and no signal got it out: one CPU is lost to it \
-             until this process ends",
-            kind.name()
+            "a guest of kind {name} never came back from KVM_RUN, and no signal got it out: one CPU is lost to it \
+             until this process ends"
         )));
     }
     let (answer, machine) = threads::join(thread)?;
@@ -142,6 +141,18 @@ fn end_vcpu<T>(
 
 fn hung(kind: Kind) -> ExitError {
     ExitError::Hung(format!("KVM_RUN of kind {} did not come back in time on this host", kind.name()))
+}
+
+/// Runs `body` with a machine, in a thread on `cpu`; calls it back at `deadline`.
+pub(crate) fn guarded<T: Send + 'static>(
+    name: &str,
+    machine: Machine,
+    cpu: usize,
+    deadline: Instant,
+    body: impl FnOnce(&mut Machine) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let (thread, immediate) = start_vcpu(cpu, machine, body)?;
+    end_vcpu(thread, immediate, name, deadline, || false)
 }
 
 /// The exit that a turn does not expect, in words.
@@ -161,7 +172,7 @@ fn deadline(amount: Amount) -> Instant {
 
 /// Exits to user space, work done on the vCPU's thread.
 fn user(stage: &Stage<'_>, kind: Kind, machine: Machine, mut work: Boxed, amount: Amount) -> Result<Turn> {
-    let (thread, immediate) = start_vcpu(stage.cpus.0, machine, move |machine| {
+    guarded(kind.name(), machine, stage.cpus.0, deadline(amount), move |machine| {
         let mut samples = Samples::new(amount, 1);
         let mut seq = 0;
         let before = threads::thread_cpu_ns();
@@ -180,8 +191,7 @@ fn user(stage: &Stage<'_>, kind: Kind, machine: Machine, mut work: Boxed, amount
         let cpu = threads::thread_cpu_ns() - before;
         let extra = work.finish().map_err(ExitError::Failed)?;
         Ok(finished(samples, cpu, extra))
-    })?;
-    end_vcpu(thread, immediate, kind, deadline(amount), || false)
+    })
 }
 
 /// Operations that stay in the kernel, in loops of [`LOOP`]; each loop's end is seen in user space.
@@ -195,7 +205,7 @@ fn looped(stage: &Stage<'_>, kind: Kind, mut machine: Machine, amount: Amount) -
     if coalesces {
         coalesce(stage.kvm, &mut machine, kind)?;
     }
-    let (thread, immediate) = start_vcpu(stage.cpus.0, machine, move |machine| {
+    guarded(kind.name(), machine, stage.cpus.0, deadline(amount), move |machine| {
         let mut samples = Samples::new(amount, LOOP);
         let before = threads::thread_cpu_ns();
         loop {
@@ -224,8 +234,7 @@ fn looped(stage: &Stage<'_>, kind: Kind, mut machine: Machine, amount: Amount) -
         }
         let cpu = threads::thread_cpu_ns() - before;
         Ok(finished(samples, cpu, Extra::default()))
-    })?;
-    end_vcpu(thread, immediate, kind, deadline(amount), || false)
+    })
 }
 
 pub(crate) fn register_ioevent(kvm: &Kvm, machine: &Machine, event: &EventFd) -> Result<()> {
@@ -297,7 +306,7 @@ fn served(stage: &Stage<'_>, kind: Kind, machine: Machine, work: Boxed, amount: 
     // A server that sleeps must see that it is over.
     event.write(1).map_err(ExitError::io("eventfd"))?;
     let answer = threads::join(server);
-    let guest_cpu = end_vcpu(thread, immediate, kind, Instant::now(), || true);
+    let guest_cpu = end_vcpu(thread, immediate, kind.name(), Instant::now(), || true);
     // The guest's reason comes first: a server that waits for a dead guest has none of its own.
     let guest_cpu = guest_cpu?;
     let (samples, cpu, extra) = answer??;

@@ -33,6 +33,35 @@ pub fn pin(cpus: &[usize]) -> bool {
     unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) == 0 }
 }
 
+/// Asks the scheduler for slices of that length for the calling thread: Linux 6.12 takes the runtime
+/// of a SCHED_OTHER thread as such (sched(7), EEVDF). False: an older kernel, nothing changed.
+pub fn set_slice(slice: std::time::Duration) -> bool {
+    // struct sched_attr in its first version (linux/sched/types.h, SCHED_ATTR_SIZE_VER0).
+    #[repr(C)]
+    struct Attributes {
+        size: u32,
+        policy: u32,
+        flags: u64,
+        nice: i32,
+        priority: u32,
+        runtime: u64,
+        deadline: u64,
+        period: u64,
+    }
+    let attributes = Attributes {
+        size: size_of::<Attributes>() as u32,
+        policy: libc::SCHED_OTHER as u32,
+        flags: 0,
+        nice: 0,
+        priority: 0,
+        runtime: slice.as_nanos() as u64,
+        deadline: 0,
+        period: 0,
+    };
+    // SAFETY: the structure is as the kernel wants it, and only read.
+    unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) == 0 }
+}
+
 /// A thread bound to one CPU (or to none).
 ///
 /// # Errors
@@ -121,7 +150,8 @@ impl ImmediateExit {
         Self(&raw mut vcpu.get_kvm_run().immediate_exit)
     }
 
-    fn set(self) {
+    /// KVM_RUN will return at once, now and from now on.
+    pub fn set(self) {
         // SAFETY: see above.
         unsafe { self.0.write_volatile(1) };
     }
@@ -145,11 +175,17 @@ pub fn call_back<T>(
             return false;
         }
         immediate.set();
-        // SAFETY: not joined yet, so the thread's identity is valid even if it has just ended.
-        unsafe { libc::pthread_kill(thread.as_pthread_t(), kick_signal()) };
+        kick(thread.as_pthread_t());
         std::thread::sleep(Duration::from_micros(200));
     }
     true
+}
+
+/// Brings a thread out of KVM_RUN. It must not be joined yet: then its identity is valid even if it
+/// has just ended.
+pub fn kick(thread: libc::pthread_t) {
+    // SAFETY: valid as said; the signal's handler does nothing. An error means that it has ended.
+    unsafe { libc::pthread_kill(thread, kick_signal()) };
 }
 
 /// The last error of the C library.

@@ -6,6 +6,7 @@ mod bench;
 mod blk;
 mod error;
 mod exit;
+mod fleet;
 mod store;
 
 use pyo3::prelude::*;
@@ -21,6 +22,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<exit::PyExitRig>()?;
     m.add_function(wrap_pyfunction!(exit::exit_kinds, m)?)?;
     m.add_function(wrap_pyfunction!(exit::torn_pages, m)?)?;
+    m.add_function(wrap_pyfunction!(fleet::run_fleet, m)?)?;
     m.add_function(wrap_pyfunction!(store::worst_case_bytes, m)?)?;
     Ok(())
 }

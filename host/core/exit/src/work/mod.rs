@@ -13,6 +13,7 @@ use crate::error::{ExitError, Result};
 use crate::memory::{Memory, PAGE};
 
 pub use disk::DiskSite;
+pub(crate) use disk::transfer;
 pub use paging::StoreSite;
 
 /// Pages at the end of a guest's memory that gets and reads write to.
