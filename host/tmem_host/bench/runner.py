@@ -284,7 +284,7 @@ class BenchContext:
                         await recover(arm, error)
                 finally:
                     self._now_round = None
-                self._eta.done(arm.name, time.monotonic() - begin)
+                self._eta.done(_kind(arm), time.monotonic() - begin)
                 self.view.advance()
             longest = max(longest, time.monotonic() - start)
             self.save()
@@ -293,8 +293,8 @@ class BenchContext:
 
     def _time_left(self, now: Sequence[Arm], later: Sequence[Arm], deadline: float | None) -> float | None:
         """Seconds until the end: this round will be finished, later ones only as far as the deadline allows."""
-        this = self._eta.left([arm.name for arm in now])
-        rest = self._eta.left([arm.name for arm in later])
+        this = self._eta.left([_kind(arm) for arm in now])
+        rest = self._eta.left([_kind(arm) for arm in later])
         if this is None or rest is None or deadline is None:
             return None if this is None or rest is None else this + rest
         return this + min(rest, max(0.0, deadline - time.monotonic() - this))
@@ -317,6 +317,11 @@ class BenchContext:
     def failed(self) -> bool:
         """Whether anything that should have worked did not."""
         return any(f.kind == "failed" for f in self.results.failures)
+
+
+def _kind(arm: Arm) -> str:
+    """What takes the same time each round: arms of one name may differ in size."""
+    return f"{arm.name} {sorted(arm.dimensions.items())}"
 
 
 def reason_of(error: BaseException) -> str:
