@@ -84,24 +84,26 @@ impl Mode {
 /// # Errors
 /// [`ExitError::NoKvm`] with the reason in one line.
 pub fn open_kvm() -> Result<Kvm> {
-    let kvm = Kvm::new().map_err(|e| {
-        ExitError::NoKvm(match e.errno() {
-            libc::ENOENT => "there is no /dev/kvm: this host has no KVM, or its module is not loaded".into(),
-            libc::EACCES | libc::EPERM => {
-                "no permission for /dev/kvm: become a member of its group (kvm), or run as root".into()
-            }
-            libc::ENXIO | libc::ENODEV => {
-                "/dev/kvm is there, but no virtualisation behind it: is it switched off in the firmware?"
-                    .into()
-            }
-            _ => format!("/dev/kvm cannot be opened: {e}"),
-        })
-    })?;
+    let kvm = Kvm::new().map_err(|e| ExitError::NoKvm(no_kvm(e.errno())))?;
     let version = kvm.get_api_version();
     if version != KVM_API_VERSION as i32 {
         return Err(ExitError::NoKvm(format!("KVM speaks API {version}, not {KVM_API_VERSION}")));
     }
     Ok(kvm)
+}
+
+/// Why /dev/kvm does not open, and what to do.
+fn no_kvm(errno: i32) -> String {
+    match errno {
+        libc::ENOENT => "there is no /dev/kvm: this host has no KVM, or its module is not loaded".into(),
+        libc::EACCES | libc::EPERM => {
+            "no permission for /dev/kvm: become a member of its group (kvm), or run as root".into()
+        }
+        libc::ENXIO | libc::ENODEV => {
+            "/dev/kvm is there, but no virtualisation behind it: is it switched off in the firmware?".into()
+        }
+        _ => format!("/dev/kvm cannot be opened: {}", std::io::Error::from_raw_os_error(errno)),
+    }
 }
 
 /// A micro-VM that is ready to run.
@@ -266,4 +268,28 @@ fn set_long(vcpu: &VcpuFd, interrupts: bool) -> Result<()> {
         sregs.apic_base &= !(1 << 11);
     }
     vcpu.set_sregs(&sregs).map_err(ExitError::kvm("KVM_SET_SREGS"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_says_what_to_do() {
+        for (errno, word) in [
+            (libc::ENOENT, "module"),
+            (libc::EACCES, "group"),
+            (libc::ENODEV, "firmware"),
+            (libc::EIO, "opened"),
+        ] {
+            let told = no_kvm(errno);
+            assert!(told.contains("/dev/kvm") && told.contains(word) && !told.contains('\n'), "{told}");
+        }
+    }
+
+    #[test]
+    fn device_and_frames_do_not_meet() {
+        assert!(DEVICE_REAL as usize >= REAL_MEMORY);
+        const { assert!(place::QUEUE + 0x1000 <= place::PAGES && place::CODE + 0x1000 <= place::REQUEST) };
+    }
 }

@@ -215,3 +215,102 @@ impl Member {
         self.counts.verified.fetch_add(1, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tmem_store::{Codec, DENSE_OBJECT, PoolSpec, Put, Store, StoreOptions};
+
+    use super::super::guest::memory_len;
+    use super::*;
+
+    const SHAPE: Shape = Shape { frames: 2, pages: 4, zipf: 1.0, length: 8 };
+
+    /// A member on a store of its own, and another handle of its pool.
+    fn member() -> (tempfile::TempDir, Store, Member, tmem_store::Handle) {
+        let folder = tempfile::tempdir().unwrap();
+        let options = StoreOptions { limit: 64 << 20, accept_loss: false, maintenance: false };
+        let store = Store::open(&folder.path().join("arena"), options).unwrap();
+        let vm = store.vm_create("one", 0, tmem_store::NO_CAP, 100).unwrap();
+        let spec = PoolSpec { persistent: true, shared: None, pages: Some(4), codec: Codec::Lz4 };
+        let pool = store.pool_create(vm, spec).unwrap();
+        let corpus: Vec<u8> = (0..PAGE * 4).map(|i| (i / 3) as u8).collect();
+        let member = Member::new(
+            Arc::new(Memory::new(memory_len(2, 16)).unwrap()),
+            Backend::Store(store.handle(vm, pool).unwrap()),
+            Arc::new(corpus),
+            SHAPE,
+            (5, 9),
+            true,
+        )
+        .unwrap();
+        let handle = store.handle(vm, pool).unwrap();
+        (folder, store, member, handle)
+    }
+
+    /// The guest's part of a page-out: it writes to the page first.
+    fn put(member: &mut Member, frame: u32, page: u32) {
+        let word = member.word_of(frame);
+        member.memory.write_u64(frame_at(frame), word + 1);
+        member.serve(Op { get: false, frame, page }.word(), true).unwrap();
+    }
+
+    fn get(member: &mut Member, frame: u32, page: u32) {
+        member.serve(Op { get: true, frame, page }.word(), true).unwrap();
+    }
+
+    fn bad(member: &Member) -> u64 {
+        member.counts.bad.load(Ordering::Relaxed)
+    }
+
+    #[test]
+    fn pages_that_come_back_as_they_went_are_good() {
+        let (_folder, _store, mut member, _handle) = member();
+        for _ in 0..3 {
+            put(&mut member, 0, 0);
+            get(&mut member, 0, 2);
+            put(&mut member, 0, 2);
+            get(&mut member, 0, 0);
+        }
+        assert_eq!((bad(&member), member.counts.verified.load(Ordering::Relaxed)), (0, 6));
+    }
+
+    #[test]
+    fn another_page_an_older_one_and_a_lost_one_are_bad() {
+        let (_folder, _store, mut member, handle) = member();
+        put(&mut member, 0, 0);
+        let old = member.likeness(1).to_vec();
+        // SAFETY: a page.
+        assert_eq!(unsafe { handle.put(&DENSE_OBJECT, 0, old.as_ptr()) }, Put::Stored);
+        get(&mut member, 0, 0);
+        assert_eq!(bad(&member), 1);
+
+        let (_folder, _store, mut member, handle) = super::tests::member();
+        let mut page = vec![0; PAGE];
+        // SAFETY: a page.
+        assert_eq!(unsafe { handle.get(&DENSE_OBJECT, 2, page.as_mut_ptr()) }, tmem_store::Get::Hit);
+        put(&mut member, 0, 0);
+        get(&mut member, 0, 2);
+        put(&mut member, 0, 2);
+        // The page as it was before it was put the second time.
+        // SAFETY: a page.
+        assert_eq!(unsafe { handle.put(&DENSE_OBJECT, 2, page.as_ptr()) }, Put::Stored);
+        get(&mut member, 0, 2);
+        assert_eq!(bad(&member), 1);
+
+        let (_folder, _store, mut member, handle) = super::tests::member();
+        handle.flush_page(&DENSE_OBJECT, 3);
+        put(&mut member, 0, 0);
+        get(&mut member, 0, 3);
+        assert_eq!(bad(&member), 1);
+    }
+
+    #[test]
+    fn a_request_for_what_a_guest_does_not_have_is_refused() {
+        let (_folder, _store, mut member, _handle) = member();
+        for op in [Op { get: true, frame: 2, page: 0 }, Op { get: false, frame: 0, page: 4 }] {
+            assert!(member.serve(op.word(), true).unwrap_err().contains("does not have"));
+        }
+        assert!(member.serve(u32::MAX, true).is_err());
+        assert_eq!(member.counts.ops.load(Ordering::Relaxed), 0);
+    }
+}
