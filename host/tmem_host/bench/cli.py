@@ -23,7 +23,7 @@ One arm, once: tmem bench store --arms tmem-lz4 --rounds 1
 
 Options that have no flag: tmem bench channel --set depths=1,32 --set contents=synthetic
 
-The page again, of several runs: tmem report out/a out/b""",
+The page again, of several runs: tmem report page out/a out/b""",
 )
 
 DiskDir = Annotated[Path | None, typer.Option(help="Folder on a real disk for the disk arms.")]

@@ -169,7 +169,8 @@ def _record_clock(ctx: BenchContext, rig: ExitRig) -> None:
     ctx.record("tsc_drift", "ppm", clock["drift_ppm"], arm=HARNESS)
     ctx.record("tsc_frequency", "Hz", float(clock["hz"]), arm=HARNESS)
     if clock["skew_ns"] is not None:
-        ctx.record("tsc_skew", "ns", list(clock["skew_ns"]), arm=HARNESS)
+        for bound, value in zip(("at least", "at most"), clock["skew_ns"], strict=True):
+            ctx.record("tsc_skew", "ns", float(value), arm=HARNESS, between="two CPUs", bound=bound)
     ctx.host(tsc_invariant=bool(clock["invariant"]), tsc_mhz=round(float(clock["hz"]) / 1e6, 3))
     if not clock["invariant"]:
         ctx.note("The CPU does not promise a constant rate of its time stamp counter: see the drift measured.")

@@ -25,6 +25,8 @@ def scale_of(unit: str, value: float) -> tuple[float, str]:
     if unit == "percent":
         return 1.0, "%"
     step, name = _pick(_COUNTS, size) if size >= 1e4 else (1.0, "")
+    if unit == "Hz":
+        return step, f"{name}{unit}"
     return step, f"{name} {unit}".strip() if name else unit
 
 

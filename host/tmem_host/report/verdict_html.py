@@ -30,7 +30,7 @@ def verdict_part(judged: Sequence[Judged], all_results: Sequence[Results]) -> st
     return f"""<section id="verdict" class="verdict">
 <h2>Verdict</h2>
 <p class="question">What was claimed when transcendent memory for KVM was discussed in 2011, and what these figures say.
-Each rule was written down before there were figures.</p>
+Each claim is judged by a rule with fixed thresholds, on 95 % intervals; the rule stands below its figures.</p>
 <ul class="tally">{summary}</ul>
 {machines}
 {cards}

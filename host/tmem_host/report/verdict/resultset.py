@@ -63,7 +63,7 @@ class ResultSet:
         except Undecided as reason:
             return _left_open(hypothesis, view, str(reason), reason.figures)
         if decision.outcome != "open" and (few := view._few_rounds()):
-            return Decision(decision.outcome, f"{decision.because} {few}", decision.figures)
+            return Decision(decision.outcome, f"{decision.because}; {few}", decision.figures)
         return decision
 
     def _narrow(self, needs: Sequence[Need]) -> ResultSet:
@@ -85,7 +85,7 @@ class ResultSet:
         """A caution where no permutation of so few rounds could reach 5 %."""
         if self._fewest is None or stats.smallest_p(self._fewest, self._fewest) <= 0.05:
             return ""
-        return f"Only {self._fewest} rounds: the intervals span them."
+        return f"only {self._fewest} rounds, which the intervals span"
 
     # ---- records
 
