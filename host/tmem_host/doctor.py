@@ -136,7 +136,10 @@ def _kvm() -> Finding:
             found=f"{error.strerror}; guests are emulated",
             advice="add yourself to the group kvm and log in again",
         )
-    return Finding(subject="/dev/kvm", state="ok", found="opens; whether it runs a guest, a trial tells")
+    from tmem_host.bench.properties import host_kvm_flavour
+
+    found = f"opens: {host_kvm_flavour()}; micro-VMs run, whether a whole guest does, a trial tells"
+    return Finding(subject="/dev/kvm", state="ok", found=found)
 
 
 def _image(series: str) -> Finding:

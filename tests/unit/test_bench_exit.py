@@ -130,7 +130,7 @@ def test_vmexit_prints_are_understood() -> None:
     assert exit_vmexit.cycles_of(said, "inl_from_qemu") == 12345
     with pytest.raises(ValueError, match="vmcall"):
         exit_vmexit.cycles_of(said, "vmcall")
-    assert "accel=kvm" in " ".join(exit_vmexit.argv(Path("vmexit.flat"), "cpuid"))
+    assert "accel=kvm" in " ".join(exit_vmexit.argv(Path("vmexit.flat"), "cpuid", "host"))
 
 
 def test_bad_arguments_are_one_line_errors() -> None:

@@ -30,7 +30,7 @@ def host_properties() -> dict[str, Property]:
         "virtualised": "hypervisor" in cpu.get("flags", "").split(),
         "kvm_device": _kvm_device(),
         "hardware_virtualisation": _hardware_virtualisation(cpu.get("flags", "")),
-        "kvm_flavour": kvm_flavour(_kvm_device(), _kvm_modules(), cpu.get("flags", "")),
+        "kvm_flavour": host_kvm_flavour(),
         "memory_bytes": _kib(memory.get("MemTotal")),
         "memory_available_bytes": _kib(memory.get("MemAvailable")),
         "governor": _text(_SYS / "cpu0/cpufreq/scaling_governor"),
@@ -134,8 +134,10 @@ def kvm_flavour(device: str, modules: Collection[str], flags: str) -> str:
     return f"hardware, nested ({hardware} in a virtual machine)" if "hypervisor" in words else f"hardware ({hardware})"
 
 
-def _kvm_modules() -> list[str]:
-    return sorted(path.name for path in Path("/sys/module").glob("kvm*"))
+def host_kvm_flavour() -> str:
+    """The flavour of this host's KVM."""
+    modules = [path.name for path in Path("/sys/module").glob("kvm*")]
+    return kvm_flavour(_kvm_device(), modules, _cpuinfo().get("flags", ""))
 
 
 def _distribution() -> str | None:
