@@ -24,16 +24,16 @@ def test_mirrors_are_the_machines_own() -> None:
         "http://m/debian/|bookworm|main|Debian\nhttp://m/debian/|bookworm-updates|main|Debian\n"
         "http://other/|nodistro|main|Other\nhttp://m/sec/|bookworm-security|main|Debian\n"
     )
-    assert apt.mirrors(targets) == {"bookworm": "http://m/debian/", "bookworm-security": "http://m/sec/"}
+    assert apt.mirrors(targets) == {"main": "http://m/debian/", "security": "http://m/sec/"}
 
 
 def test_mirrors_of_another_release_and_before_the_first_update() -> None:
     targets = "http://m/debian/|trixie|main|$(ORIGIN)\nhttp://m/debian-security/|trixie-security|main|$(ORIGIN)\n"
-    assert apt.mirrors(targets)["bookworm-security"] == "http://m/debian-security/"
+    assert apt.mirrors(targets)["security"] == "http://m/debian-security/"
 
 
 def test_no_debian_archive() -> None:
-    with pytest.raises(Unavailable, match="bookworm-security"):
+    with pytest.raises(Unavailable, match="no security archive"):
         apt.mirrors("http://m/debian/|bookworm|main|Debian\n")
 
 

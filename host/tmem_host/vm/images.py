@@ -100,9 +100,9 @@ def build_image(series: str) -> KernelImage:
     store = cache_dir() / "packages"
     with tempfile.TemporaryDirectory(prefix=".building-", dir=folder.parent) as name:
         work = Path(name)
-        private_apt = apt.PrivateApt(work / "apt")
-        build.unpack_all(private_apt, [lock.kernels[series]], store, work / "kernel")
-        build.unpack_all(private_apt, list(lock.userland), store, work / "userland")
+        releases = apt.Releases(work / "apt")
+        build.unpack_all(releases, [lock.kernels[series]], store, work / "kernel")
+        build.unpack_all(releases, list(lock.userland), store, work / "userland")
         build.compile_hog(origin.hog, work / "hog")
         build.root_tree(work / "kernel", work / "userland", work / "hog", origin, work / "root")
         done = work / "done"
@@ -121,7 +121,7 @@ def write_lock() -> None:
     """Pins what the mirror has now."""
     origin = sources()
     with tempfile.TemporaryDirectory(prefix="tmem-apt-") as name:
-        lockfile.write(origin.lock, lockfile.newest(apt.PrivateApt(Path(name))))
+        lockfile.write(origin.lock, lockfile.newest(apt.Releases(Path(name))))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -200,6 +200,6 @@ def kernel_image(kernel_tree: Path) -> tuple[str, Path]:
     return image.name.removeprefix("vmlinuz-"), image
 
 
-def unpack_all(apt_dir: apt.PrivateApt, packages: list[apt.Package], store: Path, root: Path) -> None:
+def unpack_all(releases: apt.Releases, packages: list[apt.Package], store: Path, root: Path) -> None:
     for package in packages:
-        apt.unpack(apt_dir.fetch(package, store), root)
+        apt.unpack(releases[package.release].fetch(package, store), root)

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tmem_host.errors import NotFound
-from tmem_host.vm.imagebuild.apt import Package, PrivateApt
+from tmem_host.vm.imagebuild.apt import RELEASE, Package, Releases
 
-#: Series -> the distribution's package that always depends on its newest kernel.
-META = {"6.1": "linux-image-cloud-amd64", "6.12": "linux-image-6.12-cloud-amd64"}
+#: Series -> the release and its package that always depends on the newest kernel of that series.
+META = {
+    "6.1": (RELEASE, "linux-image-cloud-amd64"),
+    "6.12": (RELEASE, "linux-image-6.12-cloud-amd64"),
+}
 USERLAND = (
     "busybox-static",
     "libc6",
@@ -56,14 +59,16 @@ def write(path: Path, lock: Lock) -> None:
     path.write_text("".join(lines))
 
 
-def newest(apt: PrivateApt) -> Lock:
+def newest(releases: Releases) -> Lock:
     """What the mirror has now."""
     kernels = {}
-    for series, meta in META.items():
+    for series, (release, meta) in META.items():
+        apt = releases[release]
         # Depends: linux-image-6.1.0-56-cloud-amd64 (= 6.1.192-2)
         kernels[series] = apt.newest(apt.show(meta)["Depends"].split()[0])
-    return Lock(kernels, tuple(apt.newest(name) for name in USERLAND))
+    return Lock(kernels, tuple(releases[RELEASE].newest(name) for name in USERLAND))
 
 
 def _fields(package: Package) -> str:
-    return f'name = "{package.name}"\nversion = "{package.version}"\nsha256 = "{package.sha256}"\n'
+    release = "" if package.release == RELEASE else f'release = "{package.release}"\n'
+    return f'name = "{package.name}"\nversion = "{package.version}"\nsha256 = "{package.sha256}"\n{release}'
