@@ -98,7 +98,7 @@ class ExitRig:
         """CPU of the vCPU's thread and of the thread that serves."""
 
     def calibration(self) -> dict[str, Any]:
-        """``hz``; ``drift_ppm``, ``read_ns``, ``loop_ns``: samples; ``skew_ns``: (least, most) or None; ``invariant``."""
+        """``hz``; ``drift_ppm``, ``read_ns``, ``loop_ns`` (samples); ``skew_ns`` (least, most); ``invariant``."""
 
     def set_store(self, store: Store, lz4: int, zstd: int) -> None: ...
     def set_disk(self, path: str, pages: int) -> None: ...
@@ -135,8 +135,8 @@ def run_fleet(
 
     ``classes``: (name, VMs, persistent, reservation, cap or None, weight), sizes in bytes per VM.  ``compute``: seconds
     of computing between two requests; ``quantum``: seconds after which a vCPU's thread gives way at its exit.
-    Back come ``creation``, ``seconds`` (s); ``vm_memory`` (bytes per VM); ``ops`` (pages per VM);
-    ``cpu_ns``; ``loops``; ``latency_ns``, ``interval_ns`` (samples); ``verified``, ``stored_pages`` (pages); ``stored_slots``,
-    ``stored_compressed`` (bytes); ``classes``: ``name``, ``vms``, ``held`` (bytes per VM, samples), ``over_cap_bytes``,
-    ``over_cap``, ``no_room``, ``missed``, ``evicted``, ``bad`` (pages).
+    Back come ``creation``, ``seconds`` (s); ``vm_memory`` (bytes per VM); ``ops`` (pages per VM); ``cpu_ns``;
+    ``loops``; ``latency_ns``, ``interval_ns`` (samples); ``verified``, ``stored_pages`` (pages); ``stored_slots``,
+    ``stored_compressed`` (bytes); ``classes``: ``name``, ``vms``, ``held`` (bytes per VM, samples),
+    ``over_cap_bytes``; ``over_cap``, ``no_room``, ``missed``, ``evicted``, ``bad`` (pages).
     """
