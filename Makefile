@@ -17,7 +17,7 @@ PY_SOURCES := host/tmem_host tests scripts $(wildcard guest/agent)
 FUZZ_SECONDS ?= 600
 OUT ?= out/demo
 
-.PHONY: help deps build core guests comparators check lint rust-test py-test test demo fuzz lock clean distclean
+.PHONY: help deps build core guests qemu comparators check lint rust-test py-test test demo fuzz lock clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,9 @@ $(VENV)/.core: $(VENV)/.requirements pyproject.toml $(CORE_SOURCES)
 
 guests: build ## build the guest images that are not in the cache yet
 	$(BIN)/python -m tmem_host.vm.images build
+
+qemu: build ## build the patched QEMU of qemu-patches/, if it is not in the cache yet
+	@qemu-patches/build
 
 lint: build ## ruff, mypy, rustfmt, clippy
 	$(BIN)/ruff check $(PY_SOURCES)
