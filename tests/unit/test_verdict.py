@@ -109,14 +109,14 @@ def test_no_absurd_figure_makes_it_raise(seed: int, value: float) -> None:
 
 def test_two_rounds_decide_nothing_and_three_with_a_caution() -> None:
     results = exit_run(COPY)
-    for rounds, outcome, said in ((2, "open", "3 are the least"), (3, "refuted", "Only 3 rounds"), (4, "refuted", "")):
+    for rounds, outcome, said in ((2, "open", "3 are the least"), (3, "refuted", "only 3 rounds"), (4, "refuted", "")):
         few = results.model_copy(deep=True)
         for record in few.records:
             record.samples, record.round_sizes = record.samples[:rounds], [1] * rounds
         judged = verdict_on("H3", few)
         assert judged.outcome == outcome
         assert said in judged.decision.because
-        assert ("Only" in judged.decision.because) == (rounds == 3)
+        assert ("only" in judged.decision.because) == (rounds == 3)
 
 
 def test_nothing_is_divided_by_nothing() -> None:
