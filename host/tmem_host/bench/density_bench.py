@@ -22,18 +22,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tmem_host._core import CoreError, run_fleet
-from tmem_host.bench import corpus, density_quota, stats
+from tmem_host._core import run_fleet
+from tmem_host.bench import density_quota, micro_vms, stats
 from tmem_host.bench.channel_scratch import scratch
 from tmem_host.bench.density_fleet import Fleet, jain
 from tmem_host.bench.disk_folder import cannot_hold, disk_file
 from tmem_host.bench.properties import filesystem_of
 from tmem_host.bench.results import Scalar
-from tmem_host.bench.runner import Arm, ArmSkipped, BenchContext, BenchError, bench
+from tmem_host.bench.runner import Arm, BenchContext, BenchError, bench
 from tmem_host.bench.store_figures import verdict
 from tmem_host.config import MIB, PAGE_SIZE
 from tmem_host.core import Store, worst_case_bytes
-from tmem_host.errors import NotFound
 
 ARMS: Final = ("sync-store", "sync-store-greedy", "async-store", "sync-disk", "async-disk")
 QUOTA: Final = "quota"
@@ -45,7 +44,8 @@ _DISK_WORKERS: Final = 32
 _TICK: Final = 0.004
 #: VMs from which on the memory of one can be told from what else the system does with its memory.
 _MEMORY_FROM: Final = 64
-_SKIPPED: Final = frozenset({"no-kvm", "not-offered", "hung"})
+#: Pages that the VMs' pages look like.
+_CONTENTS_PAGES: Final = 1024
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ async def run(ctx: BenchContext) -> None:
     if (kvm := str(ctx.results.properties.host.get("kvm_device"))) != "usable":
         ctx.skip(f"micro-VMs need KVM, and /dev/kvm is {kvm}: see 'tmem doctor'", kind="kvm")
         return
-    pages = await _contents(ctx, plan)
+    pages = await micro_vms.contents(ctx, plan.contents, _CONTENTS_PAGES)
     ctx.configure(
         **plan.fleet.facts(),
         vms=list(plan.vms),
@@ -129,31 +129,15 @@ async def run(ctx: BenchContext) -> None:
 
     async def one(arm: Arm, _index: int) -> None:
         ctx.progress(f"{arm.dimensions['vms']} VMs on {arm.dimensions['cpus']} CPUs")
-        try:
+        with micro_vms.arm_errors():
             if arm.name == QUOTA:
                 density_quota.turn(ctx, plan.fleet, arm, pages, _watched(plan, arm))
             else:
                 _turn(ctx, plan, arm, pages)
-        except CoreError as error:
-            if error.kind in _SKIPPED:
-                raise ArmSkipped(str(error)) from error
-            raise BenchError(str(error)) from error
 
     await ctx.interleave(arms, rounds=plan.rounds, run=one)
     _figures(ctx)
     density_quota.figures(ctx)
-
-
-async def _contents(ctx: BenchContext, plan: Plan) -> bytes:
-    try:
-        pages = await corpus.contents(plan.contents, 1024, seed=ctx.seed, series="6.1", progress=ctx.progress)
-        kind = plan.contents
-    except NotFound as error:
-        pages = corpus.text_like(1024, ctx.seed)
-        kind = "text"
-        ctx.note(f"Pages are made-up text, not sampled from a guest: {error}")
-    ctx.configure(contents=kind, **corpus.facts(pages).properties())
-    return pages
 
 
 def _arms(ctx: BenchContext, plan: Plan) -> list[Arm]:

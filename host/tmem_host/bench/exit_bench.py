@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from tmem_host._core import CoreError, ExitRig
-from tmem_host.bench import corpus, exit_reference, exit_torn, exit_vmexit, stats
+from tmem_host.bench import exit_reference, exit_torn, exit_vmexit, micro_vms, stats
 from tmem_host.bench.channel_scratch import scratch
 from tmem_host.bench.disk_folder import cannot_hold, disk_file
 from tmem_host.bench.exit_arms import COPIED, DISK, Turn, arm_of, turns
@@ -29,14 +29,13 @@ from tmem_host.bench.runner import Arm, ArmSkipped, BenchContext, BenchError, be
 from tmem_host.bench.store_figures import round_medians, verdict
 from tmem_host.config import MIB, PAGE_SIZE
 from tmem_host.core import Store
-from tmem_host.errors import NotFound, TmemError
+from tmem_host.errors import TmemError
 
 REFERENCE: Final = Arm("reference-c", {"kind": "pio16", "path": "user", "bits": 16, "work": "nothing"})
 #: Most that our loop may take over the minimal one in C (design section 11).
 REFERENCE_GOAL: Final = 1.05
 #: Fewest rounds before a run may end because its figures are good enough.
 _MIN_ROUNDS: Final = 5
-_SKIPPED: Final = frozenset({"no-kvm", "not-offered", "hung"})
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class Plan:
 async def run(ctx: BenchContext) -> None:
     """Runs all arms in rounds. Raises TmemError when nothing can be run at all."""
     plan = Plan.of(ctx)
-    pages = await _contents(ctx, plan)
+    pages = await micro_vms.contents(ctx, plan.contents, plan.pages)
     rig = ExitRig(pages)
     _record_clock(ctx, rig)
     cpus = rig.cpus()
@@ -144,21 +143,6 @@ async def run(ctx: BenchContext) -> None:
     _figures(ctx, plan)
     if plan.vmexit is not None:
         await _vmexit(ctx, plan.vmexit, float(rig.calibration()["hz"]))
-
-
-async def _contents(ctx: BenchContext, plan: Plan) -> bytes:
-    """The pages in the guest's memory: real ones, or made-up text where there is no guest image to take them from."""
-    try:
-        pages = await corpus.contents(
-            plan.contents, plan.pages, seed=ctx.seed, series="6.1", progress=lambda text: ctx.progress(text)
-        )
-        kind = plan.contents
-    except NotFound as error:
-        pages = await corpus.contents("text", plan.pages, seed=ctx.seed, series="6.1", progress=lambda _text: None)
-        kind = "text"
-        ctx.note(f"Pages are made-up text, not sampled from a guest: {error}")
-    ctx.configure(contents=kind, **corpus.facts(pages).properties())
-    return pages
 
 
 def _record_clock(ctx: BenchContext, rig: ExitRig) -> None:
@@ -226,7 +210,7 @@ def _wanted(ctx: BenchContext, plan: Plan, rig: ExitRig, has_disk: bool) -> list
 
 
 def _turn(ctx: BenchContext, plan: Plan, rig: ExitRig, arm: Arm, turn: Turn) -> None:
-    try:
+    with micro_vms.arm_errors():
         done = rig.turn(
             turn.kind,
             turn.work,
@@ -236,10 +220,6 @@ def _turn(ctx: BenchContext, plan: Plan, rig: ExitRig, arm: Arm, turn: Turn) -> 
             warmup=plan.warmup,
             seconds=plan.turn_seconds,
         )
-    except CoreError as error:
-        if error.kind in _SKIPPED:
-            raise ArmSkipped(str(error)) from error
-        raise BenchError(str(error)) from error
     ctx.record("round_trip", "ns", _rounded(done["ns"]), arm=arm, better="lower")
     ctx.record("cpu", "ns", round(float(done["cpu_ns"]), 1), arm=arm, better="lower")
     if done["backlog"] is not None:
