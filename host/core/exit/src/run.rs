@@ -179,7 +179,12 @@ fn user(stage: &Stage<'_>, kind: Kind, machine: Machine, mut work: Boxed, amount
         loop {
             match machine.vcpu.run() {
                 Ok(VcpuExit::IoOut(PORT, _) | VcpuExit::MmioWrite(..)) => {}
-                Err(e) if e.errno() == libc::EINTR => return Err(hung(kind)),
+                Err(e) if e.errno() == libc::EINTR => {
+                    if ImmediateExit::is_set(&mut machine.vcpu) {
+                        return Err(hung(kind));
+                    }
+                    continue;
+                }
                 other => return Err(unexpected(kind.name(), other)),
             }
             if !samples.mark() {
@@ -211,7 +216,12 @@ fn looped(stage: &Stage<'_>, kind: Kind, mut machine: Machine, amount: Amount) -
         loop {
             match machine.vcpu.run() {
                 Ok(VcpuExit::IoOut(DONE_PORT, _)) => {}
-                Err(e) if e.errno() == libc::EINTR => return Err(hung(kind)),
+                Err(e) if e.errno() == libc::EINTR => {
+                    if ImmediateExit::is_set(&mut machine.vcpu) {
+                        return Err(hung(kind));
+                    }
+                    continue;
+                }
                 other => return Err(unexpected(kind.name(), other)),
             }
             let seen = if signals {
@@ -288,27 +298,35 @@ fn served(stage: &Stage<'_>, kind: Kind, machine: Machine, work: Boxed, amount: 
         })?
     };
     let ends = stop.clone();
-    let (thread, immediate) = start_vcpu(stage.cpus.0, machine, move |machine| {
+    let guest = start_vcpu(stage.cpus.0, machine, move |machine| {
         let before = threads::thread_cpu_ns();
-        match machine.vcpu.run() {
-            Err(e) if e.errno() == libc::EINTR && ends.load(Ordering::Acquire) => {
-                Ok(threads::thread_cpu_ns() - before)
+        loop {
+            match machine.vcpu.run() {
+                Err(e) if e.errno() == libc::EINTR => {
+                    if ends.load(Ordering::Acquire) {
+                        return Ok(threads::thread_cpu_ns() - before);
+                    }
+                    if ImmediateExit::is_set(&mut machine.vcpu) {
+                        return Err(hung(kind));
+                    }
+                }
+                other => return Err(unexpected(kind.name(), other)),
             }
-            Err(e) if e.errno() == libc::EINTR => Err(hung(kind)),
-            other => Err(unexpected(kind.name(), other)),
         }
-    })?;
+    });
     let end = deadline(amount);
-    while !server.is_finished() && !thread.is_finished() && Instant::now() < end {
-        std::thread::sleep(Duration::from_micros(200));
+    if let Ok((thread, _)) = &guest {
+        while !server.is_finished() && !thread.is_finished() && Instant::now() < end {
+            std::thread::sleep(Duration::from_micros(200));
+        }
     }
     stop.store(true, Ordering::Release);
     // A server that sleeps must see that it is over.
     event.write(1).map_err(ExitError::io("eventfd"))?;
     let answer = threads::join(server);
-    let guest_cpu = end_vcpu(thread, immediate, kind.name(), Instant::now(), || true);
+    let (thread, immediate) = guest?;
     // The guest's reason comes first: a server that waits for a dead guest has none of its own.
-    let guest_cpu = guest_cpu?;
+    let guest_cpu = end_vcpu(thread, immediate, kind.name(), Instant::now(), || true)?;
     let (samples, cpu, extra) = answer??;
     Ok(finished(samples, cpu + guest_cpu, extra))
 }

@@ -76,6 +76,7 @@ pub fn spawn<T: Send + 'static>(
         // Micro-VMs come by the thousand; nothing here recurses.
         .stack_size(256 << 10)
         .spawn(move || {
+            only_kicks();
             if let Some(cpu) = cpu {
                 // Not bound is slower to measure, not wrong: the interval shows it.
                 let _ = pin(&[cpu]);
@@ -124,6 +125,17 @@ fn kick_signal() -> libc::c_int {
     libc::SIGRTMIN() + 7
 }
 
+/// Leaves all other signals to other threads: what is meant for the program must not end a KVM_RUN.
+fn only_kicks() {
+    // SAFETY: a signal set of plain integers, filled before it is used; all calls only write to it.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&mut set);
+        libc::sigdelset(&mut set, kick_signal());
+        libc::pthread_sigmask(libc::SIG_SETMASK, &set, std::ptr::null_mut());
+    }
+}
+
 /// Installs the handler that does nothing: the signal's only effect is that KVM_RUN returns.
 pub fn allow_kicks() {
     static ONCE: Once = Once::new();
@@ -148,6 +160,12 @@ impl ImmediateExit {
     /// That of a vCPU.
     pub fn of(vcpu: &mut kvm_ioctls::VcpuFd) -> Self {
         Self(&raw mut vcpu.get_kvm_run().immediate_exit)
+    }
+
+    /// Whether a vCPU was called back.
+    pub fn is_set(vcpu: &mut kvm_ioctls::VcpuFd) -> bool {
+        // SAFETY: a byte of the vCPU's mapping; another thread may set it at any moment.
+        unsafe { (&raw const vcpu.get_kvm_run().immediate_exit).read_volatile() != 0 }
     }
 
     /// KVM_RUN will return at once, now and from now on.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tmem_store::pool::{Pool, Vm};
-use tmem_store::{Codec, DENSE_OBJECT, Get, Handle, NO_CAP, PoolSpec, Put, Store};
+use tmem_store::{DENSE_OBJECT, Get, Handle, NO_CAP, PoolSpec, Put, Store};
 
 use crate::error::{ExitError, Result};
 use crate::work::transfer;
@@ -125,13 +125,8 @@ fn pool(store: &Store, i: usize, class: &Class, pages: u32) -> Result<Backend> {
     let vm = store
         .vm_create(&format!("micro-{i}"), class.reservation, class.cap.unwrap_or(NO_CAP), class.weight)
         .map_err(failed)?;
-    let spec = PoolSpec {
-        persistent: class.persistent,
-        shared: None,
-        // A swap disk's pool is dense; what may vanish is a cache, and its pool sparse.
-        pages: class.persistent.then_some(pages),
-        codec: Codec::Lz4,
-    };
+    // A swap disk's pool is dense; what may vanish is a cache, and its pool sparse.
+    let spec = if class.persistent { PoolSpec::dense(pages) } else { PoolSpec::sparse(false) };
     let pool = store.pool_create(vm, spec).map_err(failed)?;
     store.handle(vm, pool).map(Backend::Store).map_err(failed)
 }

@@ -208,6 +208,7 @@ fn serve_own(
         let word = match machine.vcpu.run() {
             Ok(VcpuExit::IoOut(PORT, &[a, b, c, d])) => u32::from_le_bytes([a, b, c, d]),
             Err(e) if e.errno() == libc::EINTR && stop.load(Ordering::Relaxed) => return Ok(()),
+            Err(e) if e.errno() == libc::EINTR => continue,
             other => return Err(unexpected("fleet", other)),
         };
         if stop.load(Ordering::Relaxed) {
@@ -222,9 +223,12 @@ fn serve_own(
 }
 
 fn run_only(machine: &mut Machine, stop: &AtomicBool) -> Result<()> {
-    match machine.vcpu.run() {
-        Err(e) if e.errno() == libc::EINTR && stop.load(Ordering::Relaxed) => Ok(()),
-        other => Err(unexpected("fleet", other)),
+    loop {
+        match machine.vcpu.run() {
+            Err(e) if e.errno() == libc::EINTR && stop.load(Ordering::Relaxed) => return Ok(()),
+            Err(e) if e.errno() == libc::EINTR => {}
+            other => return Err(unexpected("fleet", other)),
+        }
     }
 }
 
