@@ -67,17 +67,23 @@ def _work(results: ResultSet, vms: int) -> list[Figure]:
 
 
 def _by_count(results: ResultSet, metric: str) -> dict[int, dict[str, Record]]:
-    """Records by number of VMs and arm."""
+    """Records by number of VMs and arm, all on as many CPUs: the most that were measured."""
+    records = [r for r in results.all("density", metric) if r.arm in ARMS and "vms" in r.dimensions]
+    most = max((_cpus(r) for r in records), default=1.0)
     found: dict[int, dict[str, Record]] = {}
-    for record in results.all("density", metric):
-        if record.arm in ARMS and "vms" in record.dimensions:
+    for record in records:
+        if _cpus(record) == most:
             found.setdefault(int(record.dimensions["vms"]), {})[record.arm] = record
     return found
 
 
 def _overcommit(record: Record) -> float:
     """VMs for each CPU."""
-    return float(record.dimensions.get("vms", 0)) / max(1.0, float(record.dimensions.get("cpus", 1)))
+    return float(record.dimensions.get("vms", 0)) / _cpus(record)
+
+
+def _cpus(record: Record) -> float:
+    return max(1.0, float(record.dimensions.get("cpus", 1)))
 
 
 HYPOTHESES = (
