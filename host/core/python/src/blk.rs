@@ -27,7 +27,7 @@ fn put_result(p: Put) -> PutResult {
         Put::NoRoom => PutResult::NoRoom,
         Put::OverCap => PutResult::OverCap,
         Put::Frozen => PutResult::Frozen,
-        Put::NoPool | Put::Lost => PutResult::Failed,
+        Put::NoPool | Put::Lost | Put::Missing | Put::BadRange => PutResult::Failed,
     }
 }
 
@@ -49,7 +49,7 @@ impl PageBackend for SwapPool {
             Get::Hit => GetResult::Hit,
             Get::Miss => GetResult::Miss,
             // A write of it failed, so what a disk would hold there is undefined: no zeroes.
-            Get::Refused | Get::Lost | Get::NoPool => GetResult::Lost,
+            Get::Refused | Get::Lost | Get::NoPool | Get::BadRange => GetResult::Lost,
         }
     }
 

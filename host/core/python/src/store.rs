@@ -154,7 +154,8 @@ impl PyStore {
         let codec = crate::store::codec(codec)?;
         let store = self.open()?;
         let vm = store.vm(vm).map_err(from_store)?;
-        store.pool_create(vm.id, PoolSpec { persistent, shared, pages, codec }).map_err(from_store)
+        let spec = PoolSpec { shared, pages, codec, ..PoolSpec::sparse(persistent) };
+        store.pool_create(vm.id, spec).map_err(from_store)
     }
 
     /// A shared pool loses its first member, and goes with its last.
@@ -192,7 +193,7 @@ impl PyStore {
             Put::NoRoom => Ok("no-room"),
             Put::OverCap => Ok("over-cap"),
             Put::Frozen => Ok("frozen"),
-            Put::NoPool => Err(no_index(pool, index)),
+            Put::NoPool | Put::Missing | Put::BadRange => Err(no_index(pool, index)),
             Put::Lost => Err(core_error("lost", "the page is lost".into())),
         }
     }
@@ -211,7 +212,7 @@ impl PyStore {
         match py.detach(|| unsafe { handle.get(&object, index, dst as *mut u8) }) {
             Get::Hit => Ok(Some(PyBytes::new(py, &page))),
             Get::Miss | Get::Refused => Ok(None),
-            Get::NoPool => Err(no_index(pool, index)),
+            Get::NoPool | Get::BadRange => Err(no_index(pool, index)),
             Get::Lost => Err(core_error("lost", format!("page {index} of pool {pool} is lost"))),
         }
     }

@@ -14,15 +14,20 @@ use std::ptr::NonNull;
 
 use zstd_sys::{ZSTD_CCtx, ZSTD_DCtx};
 
-/// Bytes in a page, the unit of every operation.
+/// Bytes in a page, unless its pool says otherwise.
 pub const PAGE_SIZE: usize = 4096;
 
-/// A compressed page longer than this is kept raw: the next size classes are within 3 % of a page
-/// and a raw page costs no decompression.
-const KEEP_COMPRESSED_MAX: usize = 3968;
+/// Most bytes compressed as one: what lz4 can refer back to. Larger pages are made of such units.
+pub(crate) const UNIT_MAX: usize = 64 << 10;
 
-/// LZ4_compressBound(4096) is 4128 and ZSTD_compressBound(4096) is 4175: room for both.
-const SCRATCH: usize = 4224;
+/// A compressed unit longer than this is kept raw: the next size classes are within 3 % of it, and
+/// what is raw costs no decompression.
+const fn keep_compressed_max(len: usize) -> usize {
+    len - len / 32
+}
+
+/// LZ4_compressBound(65536) is 65809 and ZSTD_compressBound(65536) is 65856: room for both.
+const SCRATCH: usize = UNIT_MAX + 512;
 
 /// zstd's fastest regular level; higher levels gain little on a single page.
 const ZSTD_LEVEL: c_int = 1;
@@ -39,6 +44,14 @@ unsafe extern "C" {
         acceleration: c_int,
     ) -> c_int;
     fn LZ4_initStream(buffer: *mut c_void, size: usize) -> *mut c_void;
+    // lz4.h: decodes no more than `target_size` bytes from the start.
+    fn LZ4_decompress_safe_partial(
+        src: *const c_char,
+        dst: *mut c_char,
+        src_size: c_int,
+        target_size: c_int,
+        dst_capacity: c_int,
+    ) -> c_int;
 }
 
 /// How a pool compresses the pages put into it.
@@ -87,13 +100,13 @@ impl Codec {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Encoding {
-    /// The page itself, 4096 bytes.
+    /// The bytes themselves.
     Raw = 0,
     /// One lz4 block.
     Lz4 = 1,
     /// One zstd frame.
     Zstd = 2,
-    /// One 8-byte word that fills the page.
+    /// One 8-byte word that fills all of it.
     Same = 3,
 }
 
@@ -112,9 +125,20 @@ impl Encoding {
 #[repr(C, align(64))]
 struct Lz4State([u8; 16448]);
 
+/// What is to be kept of a page (or of one unit of a large one): `len` bytes at `data`, which lie
+/// in the [`Scratch`] that made it or are the page itself.
+#[derive(Clone, Copy)]
+pub(crate) struct Encoded {
+    pub encoding: Encoding,
+    pub data: *const u8,
+    pub len: usize,
+}
+
 /// Compression state of one thread. Made once, reused for each page: nothing allocates in a put.
 pub struct Scratch {
-    out: Box<[u8; SCRATCH]>,
+    out: Box<[u8]>,
+    /// Room for one unit as it is when it is changed in part or checked; made when first needed.
+    plain: Box<[u8]>,
     lz4: Box<Lz4State>,
     zstd_c: Option<NonNull<ZSTD_CCtx>>,
     zstd_d: Option<NonNull<ZSTD_DCtx>>,
@@ -133,21 +157,21 @@ pub fn with_scratch<R>(f: impl FnOnce(&mut Scratch) -> R) -> R {
     LOCAL.with(|s| f(&mut s.borrow_mut()))
 }
 
-/// True if every 8-byte word of the page equals the first; gives that word.
+/// The word that fills all of a page, if one does.
 ///
 /// # Safety
-/// `src` is valid for reads of [`PAGE_SIZE`] bytes (which may change meanwhile).
+/// `src` is valid for reads of `len` bytes, a multiple of 4096 (they may change meanwhile).
 #[inline]
-pub unsafe fn same_filled(src: *const u8) -> Option<u64> {
-    let words = src.cast::<u64>();
-    // SAFETY: in bounds by the caller's promise; unaligned and volatile since a guest owns it.
+pub(crate) unsafe fn same_filled(src: *const u8, len: usize) -> Option<u64> {
+    let (words, n) = (src.cast::<u64>(), len / 8);
+    // SAFETY: in bounds by the caller's promise; a guest's memory need not be aligned.
     let word = |i: usize| unsafe { std::ptr::read_unaligned(words.add(i)) };
     let first = word(0);
     // A page of data differs early or at its end far more often than only in the middle.
-    if word(511) != first || word(1) != first || word(255) != first {
+    if word(n - 1) != first || word(1) != first || word(n / 2 - 1) != first {
         return None;
     }
-    (2..511).all(|i| word(i) == first).then_some(first)
+    (2..n - 1).all(|i| word(i) == first).then_some(first)
 }
 
 impl Scratch {
@@ -156,7 +180,9 @@ impl Scratch {
         let mut lz4 = Box::new(Lz4State([0; 16448]));
         // SAFETY: the buffer is larger than sizeof(LZ4_stream_t) (16416) and aligned.
         unsafe { LZ4_initStream((&raw mut *lz4).cast(), size_of::<Lz4State>()) };
-        Self { out: Box::new([0; SCRATCH]), lz4, zstd_c: None, zstd_d: None, calls: 0 }
+        // Zeroed by the kernel when first touched: 4 KiB pages need two pages of it.
+        let out = vec![0; SCRATCH].into_boxed_slice();
+        Self { out, plain: Box::default(), lz4, zstd_c: None, zstd_d: None, calls: 0 }
     }
 
     /// True once in `n` calls: which of this thread's operations are timed.
@@ -166,32 +192,80 @@ impl Scratch {
         self.calls % n == 1
     }
 
-    /// Compresses one page. `None`: it does not compress, keep it raw.
+    /// The buffer for one plain unit, [`UNIT_MAX`] bytes. It is given back with
+    /// [`Self::set_plain`], so that the rest of the scratch can be used meanwhile.
+    pub(crate) fn take_plain(&mut self) -> Box<[u8]> {
+        if self.plain.is_empty() {
+            return vec![0; UNIT_MAX].into_boxed_slice();
+        }
+        std::mem::take(&mut self.plain)
+    }
+
+    pub(crate) fn set_plain(&mut self, plain: Box<[u8]>) {
+        self.plain = plain;
+    }
+
+    /// Compresses one page of 4096 bytes. `None`: it does not compress, keep it raw.
     ///
     /// # Safety
     /// `src` is valid for reads of [`PAGE_SIZE`] bytes (which may change meanwhile).
     #[inline]
     pub unsafe fn compress(&mut self, codec: Codec, src: *const u8) -> Option<(Encoding, &[u8])> {
-        let (encoding, len) = match codec {
-            Codec::None => return None,
-            // SAFETY: src as promised; out holds lz4's worst case.
-            Codec::Lz4 => (Encoding::Lz4, unsafe { self.lz4(src) }),
-            // SAFETY: as above.
-            Codec::Zstd => (Encoding::Zstd, unsafe { self.zstd(src) }?),
-        };
-        (len > 0 && len <= KEEP_COMPRESSED_MAX).then(|| (encoding, &self.out[..len]))
+        // SAFETY: by the caller.
+        let (encoding, len) = unsafe { self.compress_unit(codec, src, PAGE_SIZE) }?;
+        Some((encoding, &self.out[..len]))
     }
 
-    // SAFETY contract: src valid for reads of PAGE_SIZE bytes.
+    /// Compresses `len` bytes to the start of `out`; how many came out.
+    // SAFETY contract: src valid for reads of `len` bytes, at most UNIT_MAX.
     #[inline]
-    unsafe fn lz4(&mut self, src: *const u8) -> usize {
+    unsafe fn compress_unit(
+        &mut self,
+        codec: Codec,
+        src: *const u8,
+        len: usize,
+    ) -> Option<(Encoding, usize)> {
+        let (encoding, n) = match codec {
+            Codec::None => return None,
+            // SAFETY: src as promised; out holds lz4's worst case.
+            Codec::Lz4 => (Encoding::Lz4, unsafe { self.lz4(src, len) }),
+            // SAFETY: as above.
+            Codec::Zstd => (Encoding::Zstd, unsafe { self.zstd(src, len) }?),
+        };
+        (n > 0 && n <= keep_compressed_max(len)).then_some((encoding, n))
+    }
+
+    /// What is to be kept of a unit that no word fills.
+    ///
+    /// # Safety
+    /// `src` is valid for reads of `len` bytes, at most [`UNIT_MAX`], for as long as the answer is
+    /// used (they may change meanwhile).
+    #[inline]
+    pub(crate) unsafe fn encode(&mut self, codec: Codec, src: *const u8, len: usize) -> Encoded {
+        // SAFETY: by the caller.
+        match unsafe { self.compress_unit(codec, src, len) } {
+            Some((encoding, len)) => Encoded { encoding, data: self.out.as_ptr(), len },
+            None => Encoded { encoding: Encoding::Raw, data: src, len },
+        }
+    }
+
+    /// What is to be kept of a unit that `word` fills.
+    #[inline]
+    pub(crate) fn same(&mut self, word: u64) -> Encoded {
+        self.out[..8].copy_from_slice(&word.to_ne_bytes());
+        Encoded { encoding: Encoding::Same, data: self.out.as_ptr(), len: 8 }
+    }
+
+    // SAFETY contract: src valid for reads of `len` bytes, at most UNIT_MAX.
+    #[inline]
+    unsafe fn lz4(&mut self, src: *const u8, len: usize) -> usize {
         // SAFETY: the state was initialised by LZ4_initStream; sizes as declared.
         let n = unsafe {
             LZ4_compress_fast_extState_fastReset(
                 (&raw mut *self.lz4).cast(),
                 src.cast(),
                 self.out.as_mut_ptr().cast(),
-                PAGE_SIZE as c_int,
+                len as c_int,
                 SCRATCH as c_int,
                 1,
             )
@@ -199,8 +273,8 @@ impl Scratch {
         usize::try_from(n).unwrap_or(0)
     }
 
-    // SAFETY contract: src valid for reads of PAGE_SIZE bytes.
-    unsafe fn zstd(&mut self, src: *const u8) -> Option<usize> {
+    // SAFETY contract: src valid for reads of `len` bytes, at most UNIT_MAX.
+    unsafe fn zstd(&mut self, src: *const u8, len: usize) -> Option<usize> {
         let ctx = match self.zstd_c {
             Some(ctx) => ctx,
             None => {
@@ -210,14 +284,14 @@ impl Scratch {
                 ctx
             }
         };
-        // SAFETY: ctx is ours alone; out holds zstd's worst case for a page.
+        // SAFETY: ctx is ours alone; out holds zstd's worst case for a unit.
         let n = unsafe {
             zstd_sys::ZSTD_compressCCtx(
                 ctx.as_ptr(),
                 self.out.as_mut_ptr().cast(),
                 SCRATCH,
                 src.cast(),
-                PAGE_SIZE,
+                len,
                 ZSTD_LEVEL,
             )
         };
@@ -225,27 +299,43 @@ impl Scratch {
         (unsafe { zstd_sys::ZSTD_isError(n) } == 0).then_some(n)
     }
 
-    /// Writes the page that `data` encodes to `dst`. False if `data` is not a page's encoding.
+    /// Writes the page of 4096 bytes that `data` encodes to `dst`. False if `data` encodes none.
     ///
     /// # Safety
     /// `dst` is valid for writes (and, for lz4 matches, reads) of [`PAGE_SIZE`] bytes. A guest may
     /// change it meanwhile: match offsets come from `data`, so all accesses stay inside the page.
     #[inline]
     pub unsafe fn decompress(&mut self, encoding: Encoding, data: &[u8], dst: *mut u8) -> bool {
+        // SAFETY: by the caller.
+        unsafe { self.decompress_unit(encoding, data, dst, PAGE_SIZE) }
+    }
+
+    /// Writes the `len` bytes that `data` encodes to `dst`. False if `data` does not encode so many.
+    ///
+    /// # Safety
+    /// As [`Self::decompress`], with `len` for the page's size.
+    #[inline]
+    pub(crate) unsafe fn decompress_unit(
+        &mut self,
+        encoding: Encoding,
+        data: &[u8],
+        dst: *mut u8,
+        len: usize,
+    ) -> bool {
         match encoding {
             Encoding::Raw => {
-                if data.len() != PAGE_SIZE {
+                if data.len() != len {
                     return false;
                 }
-                // SAFETY: both sides hold a page and do not overlap (arena and guest memory).
-                unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), dst, PAGE_SIZE) };
+                // SAFETY: both sides hold `len` bytes and do not overlap (arena and guest memory).
+                unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), dst, len) };
                 true
             }
             Encoding::Same => {
                 let Ok(word) = <[u8; 8]>::try_from(data) else { return false };
                 let word = u64::from_ne_bytes(word);
                 let words = dst.cast::<u64>();
-                for i in 0..PAGE_SIZE / 8 {
+                for i in 0..len / 8 {
                     // SAFETY: in bounds; guest memory need not be aligned.
                     unsafe { std::ptr::write_unaligned(words.add(i), word) };
                 }
@@ -258,36 +348,62 @@ impl Scratch {
                         data.as_ptr().cast(),
                         dst.cast(),
                         data.len() as c_int,
-                        PAGE_SIZE as c_int,
+                        len as c_int,
                     )
                 };
-                n == PAGE_SIZE as c_int
+                n == len as c_int
             }
             Encoding::Zstd => {
-                let ctx = match self.zstd_d {
-                    Some(ctx) => ctx,
-                    None => {
-                        // SAFETY: plain constructor; null on no memory.
-                        let Some(ctx) = NonNull::new(unsafe { zstd_sys::ZSTD_createDCtx() }) else {
-                            return false;
-                        };
-                        self.zstd_d = Some(ctx);
-                        ctx
-                    }
-                };
+                let Some(ctx) = self.zstd_d() else { return false };
                 // SAFETY: ctx is ours alone; bounded by both lengths given.
                 let n = unsafe {
                     zstd_sys::ZSTD_decompressDCtx(
                         ctx.as_ptr(),
                         dst.cast(),
-                        PAGE_SIZE,
+                        len,
                         data.as_ptr().cast(),
                         data.len(),
                     )
                 };
-                n == PAGE_SIZE
+                n == len
             }
         }
+    }
+
+    /// Writes the first `end` of the `len` bytes that `data` encodes to `dst`; more may be written.
+    /// False if `data` does not encode so many.
+    pub(crate) fn decompress_start(
+        &mut self,
+        encoding: Encoding,
+        data: &[u8],
+        dst: &mut [u8],
+        len: usize,
+        end: usize,
+    ) -> bool {
+        assert!(end <= len && len <= dst.len(), "a range outside its unit");
+        if encoding != Encoding::Lz4 {
+            // SAFETY: dst is ours and holds `len` bytes.
+            return unsafe { self.decompress_unit(encoding, data, dst.as_mut_ptr(), len) };
+        }
+        // SAFETY: bounded by both lengths given.
+        let n = unsafe {
+            LZ4_decompress_safe_partial(
+                data.as_ptr().cast(),
+                dst.as_mut_ptr().cast(),
+                data.len() as c_int,
+                end as c_int,
+                len as c_int,
+            )
+        };
+        usize::try_from(n).is_ok_and(|n| n >= end)
+    }
+
+    fn zstd_d(&mut self) -> Option<NonNull<ZSTD_DCtx>> {
+        if self.zstd_d.is_none() {
+            // SAFETY: plain constructor; null on no memory.
+            self.zstd_d = NonNull::new(unsafe { zstd_sys::ZSTD_createDCtx() });
+        }
+        self.zstd_d
     }
 }
 

@@ -3,7 +3,8 @@
 //! a file that outlives the process. It knows nothing of virtio.
 //!
 //! - [`store`], `pools`: VMs, pools, quotas; opening an arena
-//! - [`ops`]: put, get, flush
+//! - [`ops`]: put, get, flush; [`parts`]: byte ranges; `keep`, `fetch`:
+//!   their part under the key's lock
 //! - `index`: key to slot; `alloc`, `reclaim`, `block`, `classes`: slots out of blocks;
 //!   `arena`, `slot`, `layout`, `tables`: the file
 //! - [`codec`]: one page, compressed; `quota`: who may hold what; `upkeep`: eviction, compaction
@@ -16,10 +17,13 @@ mod block;
 mod classes;
 pub mod codec;
 pub mod error;
+mod fetch;
 mod index;
+mod keep;
 mod layout;
 mod lru;
 pub mod ops;
+pub mod parts;
 pub mod pool;
 mod pools;
 pub mod quota;

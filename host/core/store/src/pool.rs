@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::codec::Codec;
+use crate::codec::{Codec, PAGE_SIZE};
 use crate::index::{Dense, Index, Sparse};
 use crate::lru::Lru;
 use crate::quota::Account;
@@ -28,6 +28,18 @@ pub struct PoolSpec {
     pub pages: Option<u32>,
     /// How pages are compressed; may change later.
     pub codec: Codec,
+}
+
+impl PoolSpec {
+    /// A swap disk of so many pages: persistent, private, dense.
+    pub const fn dense(pages: u32) -> Self {
+        Self { persistent: true, shared: None, pages: Some(pages), codec: Codec::Lz4 }
+    }
+
+    /// Objects of pages: sparse, private.
+    pub const fn sparse(persistent: bool) -> Self {
+        Self { persistent, shared: None, pages: None, codec: Codec::Lz4 }
+    }
 }
 
 /// How much a pool holds now.
@@ -88,6 +100,12 @@ impl Pool {
             counters: Counters::default(),
             latencies: Latencies::default(),
         })
+    }
+
+    /// Bytes in a page.
+    #[inline]
+    pub fn page_size(&self) -> usize {
+        PAGE_SIZE
     }
 
     /// How puts are compressed now.

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tmem_store::{
-    Codec, DENSE_OBJECT, Get, Handle, NO_CAP, PAGE_SIZE, PoolSpec, Put, Store, StoreError, StoreOptions,
+    DENSE_OBJECT, Get, Handle, NO_CAP, PAGE_SIZE, PoolSpec, Put, Store, StoreError, StoreOptions,
 };
 
 const OPTIONS: StoreOptions = StoreOptions { limit: 256 << 20, accept_loss: false, maintenance: false };
@@ -40,7 +40,7 @@ fn get(h: &Handle, i: u32) -> (Get, Vec<u8>) {
 }
 
 fn swap(pages: u32) -> PoolSpec {
-    PoolSpec { persistent: true, shared: None, pages: Some(pages), codec: Codec::Lz4 }
+    PoolSpec::dense(pages)
 }
 
 fn handle(store: &Store) -> Handle {

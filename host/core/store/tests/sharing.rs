@@ -50,8 +50,8 @@ impl Drop for Raise<'_> {
     }
 }
 
-const SWAP: PoolSpec = PoolSpec { persistent: true, shared: None, pages: Some(100_000), codec: Codec::Lz4 };
-const CACHE: PoolSpec = PoolSpec { persistent: false, shared: None, pages: None, codec: Codec::Lz4 };
+const SWAP: PoolSpec = PoolSpec::dense(100_000);
+const CACHE: PoolSpec = PoolSpec::sparse(false);
 
 #[test]
 fn a_reservation_is_kept_when_all_else_is_full() {

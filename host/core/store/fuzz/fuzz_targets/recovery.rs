@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use libfuzzer_sys::fuzz_target;
-use tmem_store::{Codec, DENSE_OBJECT, Get, NO_CAP, PAGE_SIZE, PoolSpec, Put, Store, StoreOptions};
+use tmem_store::{DENSE_OBJECT, Get, NO_CAP, PAGE_SIZE, PoolSpec, Put, Store, StoreOptions};
 
 const PAGES: u32 = 160;
 const OPTIONS: StoreOptions = StoreOptions { limit: 8 << 20, accept_loss: true, maintenance: false };
@@ -54,7 +54,7 @@ fn fixture() -> &'static Fixture {
             let store = Store::open(&path, OPTIONS).unwrap();
             let vm = store.vm_create("vm", 0, NO_CAP, 100).unwrap();
             for (pool, pages) in [(0u64, Some(PAGES)), (1, None)] {
-                let spec = PoolSpec { persistent: true, shared: None, pages, codec: Codec::Lz4 };
+                let spec = PoolSpec { pages, ..PoolSpec::sparse(true) };
                 let h = store.handle(vm, store.pool_create(vm, spec).unwrap()).unwrap();
                 for i in 0..PAGES {
                     let p = page(pool, i);
