@@ -3,7 +3,7 @@
 //! a file that outlives the process. It knows nothing of virtio.
 //!
 //! - [`store`], `pools`: VMs, pools, quotas; opening an arena
-//! - [`ops`]: put, get, flush; [`parts`]: byte ranges; `keep`, `fetch`:
+//! - [`ops`]: put, get, flush; [`parts`]: byte ranges; [`batch`]: several pages; `keep`, `fetch`:
 //!   their part under the key's lock
 //! - `index`: key to slot; `alloc`, `reclaim`, `block`, `classes`: slots out of blocks;
 //!   `arena`, `slot`, `layout`, `tables`: the file
@@ -13,6 +13,7 @@
 
 mod alloc;
 mod arena;
+pub mod batch;
 mod block;
 mod classes;
 pub mod codec;
@@ -35,6 +36,7 @@ pub mod store;
 mod tables;
 mod upkeep;
 
+pub use batch::{Exchanged, PageAt};
 pub use codec::{Codec, PAGE_SIZE};
 pub use error::{Result, StoreError};
 pub use layout::ObjectId;
