@@ -8,6 +8,9 @@ use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
+/// Alignment, in bytes, that the channel promises for page pointers it hands to a store.
+pub const PAGE_POINTER_ALIGN: usize = 8;
+
 /// Bytes of `struct virtq_desc`.
 pub(crate) const DESCRIPTOR_SIZE: usize = 16;
 
@@ -18,27 +21,6 @@ pub(crate) const DESCRIPTOR_SIZE: usize = 16;
 pub struct Segment {
     pub(crate) ptr: *mut u8,
     pub(crate) len: usize,
-}
-
-/// The place of the status byte; same lifetime as [`Segment`].
-#[derive(Clone, Copy, Debug)]
-pub struct StatusByte(*mut u8);
-
-impl StatusByte {
-    /// A byte the caller proved to be mapped.
-    pub(crate) fn at(ptr: *mut u8) -> StatusByte {
-        StatusByte(ptr)
-    }
-
-    /// Writes the status.
-    ///
-    /// # Safety
-    /// The memory map the chain was parsed against must still be mapped.
-    pub unsafe fn write(self, status: u8) {
-        // SAFETY: the parser proved the byte to be in a mapped, writable region, which by contract of this
-        // function is still mapped. Volatile: the guest reads it concurrently.
-        unsafe { self.0.write_volatile(status) }
-    }
 }
 
 /// A descriptor table resolved to host memory.

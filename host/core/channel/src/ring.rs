@@ -1,23 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One running virtqueue: takes chains off the available ring, has them parsed and carried out, and
+//! One running virtqueue: takes chains off the available ring, has them carried out by the device's handler, and
 //! publishes each on the used ring before it takes the next.
 //!
 //! Completion in order is what makes a killed server survivable without any in-flight log: the used index
-//! in guest memory says exactly which requests are done, and put, get and flush may be repeated.
+//! in guest memory says exactly which requests are done. So what a device does for a request has to bear being done
+//! twice in a row: its successor repeats the one that was under way.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT,
+};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::config::MAX_QUEUE_SIZE;
-use crate::device::{Bounce, Device, Outcome};
+use crate::device::{Call, Outcome, QueueHandler};
 use crate::guest::Table;
-use crate::request::Chain;
 use crate::stats::QueueCounters;
+
+/// Feature bits that every device has by its rings.
+pub(crate) const RING_FEATURES: u64 =
+    1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX;
 
 /// Requests completed before the guest is told, when more are waiting: lets the guest work on the first ones
 /// while the rest of a deep batch is served, and costs at most an eighth of an interrupt for each.
@@ -103,8 +110,7 @@ pub struct Ring {
     // Points into `mem`, which outlives it.
     avail_idx: *const AtomicU16,
     mem: Arc<GuestMemoryMmap>,
-    chain: Chain,
-    bounce: Box<Bounce>,
+    handler: Box<dyn QueueHandler>,
     kicks_wanted: bool,
 }
 
@@ -116,18 +122,13 @@ impl Ring {
     ///
     /// The base a frontend sends is not consulted: this device completes in order, so the used index is the
     /// truth, also after a predecessor was killed (libvhost-user does the same for devices that process in order).
-    pub fn start(setup: RingSetup, mem: Arc<GuestMemoryMmap>) -> Result<Ring, Fault> {
+    pub fn start(
+        setup: RingSetup,
+        mem: Arc<GuestMemoryMmap>,
+        handler: Box<dyn QueueHandler>,
+    ) -> Result<Ring, Fault> {
         let (queue, table, avail_idx) = Ring::place(&setup, &mem)?;
-        let mut ring = Ring {
-            setup,
-            queue,
-            table,
-            avail_idx,
-            mem,
-            chain: Chain::new(),
-            bounce: Bounce::new(),
-            kicks_wanted: true,
-        };
+        let mut ring = Ring { setup, queue, table, avail_idx, mem, handler, kicks_wanted: true };
         let done = ring.queue.used_idx(&*ring.mem, Ordering::Acquire).map_err(|_| Fault::OutsideMemory)?;
         ring.queue.set_next_used(done.0);
         ring.queue.set_next_avail(done.0);
@@ -181,8 +182,8 @@ impl Ring {
         u16::from_le(idx) != self.queue.next_avail()
     }
 
-    /// Serves at most [`BATCH`] requests.
-    pub fn serve(&mut self, device: &Device, counters: &QueueCounters) -> Result<Served, Fault> {
+    /// Serves at most [`BATCH`] requests; long ones may be given up when `stop` is set.
+    pub fn serve(&mut self, counters: &QueueCounters, stop: &AtomicBool) -> Result<Served, Fault> {
         let mut served = Served::default();
         if !self.has_work() {
             return Ok(served);
@@ -191,43 +192,27 @@ impl Ring {
             self.kicks_wanted = false;
             self.queue.disable_notification(&*self.mem).map_err(|_| Fault::OutsideMemory)?;
         }
-        let limits = device.limits(self.setup.indirect);
         let start = Instant::now();
         let mut before = start;
         while served.completed < BATCH {
             let Some(head) = self.pop()? else { break };
-            let (written, done) = match self.chain.parse(&self.mem, &self.table, head, &limits) {
-                Ok(request) => {
-                    // SAFETY: the chain was parsed against self.mem, which is held during the call.
-                    let outcome =
-                        unsafe { device.execute(&request, &self.chain, &mut self.bounce, counters) };
-                    let Outcome::Done { status, written } = outcome else {
-                        self.queue.go_to_previous_position();
-                        break;
-                    };
-                    // SAFETY: as above.
-                    unsafe { request.status.write(status) };
-                    (written.saturating_add(1), Some(request))
-                }
-                Err(refusal) => {
-                    counters.malformed(refusal.reason);
-                    let written = match refusal.status {
-                        Some(status) => {
-                            // SAFETY: as above.
-                            unsafe { status.write(refusal.reason.status()) };
-                            1
-                        }
-                        None => 0,
-                    };
-                    (written, None)
-                }
+            let call = Call {
+                mem: &self.mem,
+                table: &self.table,
+                head,
+                indirect: self.setup.indirect,
+                stop,
+                counters,
+            };
+            let Outcome::Done { written, work } = self.handler.handle(&call) else {
+                self.queue.go_to_previous_position();
+                break;
             };
             self.queue.add_used(&*self.mem, head, written).map_err(|_| Fault::HeadIndex)?;
             served.completed += 1;
             let now = Instant::now();
-            if let Some(request) = done {
-                let ns = now.duration_since(before).as_nanos() as u64;
-                counters.served(request.op, request.data_len, ns);
+            if let Some(work) = work {
+                counters.served(work, now.duration_since(before).as_nanos() as u64);
             }
             before = now;
             if now.duration_since(start) > BATCH_TIME {

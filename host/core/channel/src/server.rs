@@ -11,17 +11,16 @@ use std::time::Duration;
 
 use vhost::vhost_user::{BackendReqHandler, Error};
 
-use crate::backend::PageBackend;
-use crate::config::{BlkConfig, ChannelError, PollPolicy};
-use crate::device::Device;
+use crate::config::{ChannelError, PollPolicy, ServerConfig};
+use crate::device::DeviceModel;
 use crate::event::{Event, wait_readable};
 use crate::session::{Home, Session};
 use crate::socket::Socket;
 use crate::stats::{ChannelState, ChannelStats, QueueCounters, QueueState};
 use crate::worker::{Shared, WorkerHandle};
 
-/// Serves one block device on one vhost-user socket. Dropping it stops it.
-pub struct BlkServer {
+/// Serves one device on one vhost-user socket. Dropping it stops it.
+pub struct Server {
     control: Arc<Control>,
     thread: Option<JoinHandle<()>>,
 }
@@ -38,44 +37,44 @@ struct Control {
     stream: Mutex<Option<UnixStream>>,
 }
 
-impl BlkServer {
+impl Server {
     /// Binds the socket and starts serving. The socket has mode 0600 before anyone can connect.
     ///
     /// # Errors
     /// [`ChannelError::SocketInUse`] when a live server listens there; a stale socket is replaced.
     /// Others: configuration out of bounds, something else at the path, or no resources.
-    pub fn start(config: BlkConfig, backend: Arc<dyn PageBackend>) -> Result<BlkServer, ChannelError> {
-        let workers = worker_count(usize::from(config.queues));
-        BlkServer::start_with(config, backend, workers)
+    pub fn start(config: ServerConfig, device: Arc<dyn DeviceModel>) -> Result<Server, ChannelError> {
+        let workers = worker_count(config.queues);
+        Server::start_with(config, device, workers)
     }
 
-    /// [`BlkServer::start`] with a given number of workers, for tests: how many there are depends on the machine.
+    /// [`Server::start`] with a given number of workers, for tests: how many there are depends on the machine.
     ///
     /// # Errors
-    /// As [`BlkServer::start`].
+    /// As [`Server::start`].
     #[doc(hidden)]
     pub fn start_with(
-        config: BlkConfig,
-        backend: Arc<dyn PageBackend>,
+        config: ServerConfig,
+        device: Arc<dyn DeviceModel>,
         workers: usize,
-    ) -> Result<BlkServer, ChannelError> {
-        let pages = backend.pages();
-        config.check(pages)?;
+    ) -> Result<Server, ChannelError> {
+        config.check()?;
         let socket = Socket::bind(&config.socket)?;
-        let stop_flag = Arc::new(AtomicBool::new(false));
         let shared = Arc::new(Shared {
-            device: Device::new(backend, config.read_only, &config.serial, stop_flag.clone()),
-            stop: stop_flag,
+            device: device.clone(),
+            stop: AtomicBool::new(false),
             poll_us: AtomicU32::new(config.poll.max_us()),
         });
-        let queues: Vec<Arc<QueueCounters>> = (0..config.queues).map(|_| Arc::default()).collect();
+        let names = device.names();
+        let queues: Vec<Arc<QueueCounters>> =
+            (0..config.queues).map(|_| Arc::new(QueueCounters::new(names))).collect();
         let workers = workers.clamp(1, queues.len());
-        let mut server = BlkServer {
+        let mut server = Server {
             control: Arc::new(Control {
                 home: Arc::new(Home {
-                    config,
-                    pages,
-                    wce: AtomicBool::new(false),
+                    socket: config.socket,
+                    queues: config.queues,
+                    device,
                     workers: Vec::new(),
                     calls: Mutex::new(Vec::new()),
                 }),
@@ -91,7 +90,7 @@ impl BlkServer {
         // When one of these fails, dropping `server` joins the workers started so far.
         for index in 0..workers {
             let mine = queues.iter().skip(index).step_by(workers).cloned().collect();
-            let worker = WorkerHandle::spawn(format!("tmem-blk-{index}"), shared.clone(), mine)
+            let worker = WorkerHandle::spawn(format!("tmem-{}-{index}", names.device), shared.clone(), mine)
                 .map_err(ChannelError::io("cannot start a worker thread"))?;
             if let Some(home) =
                 Arc::get_mut(&mut server.control).and_then(|control| Arc::get_mut(&mut control.home))
@@ -101,7 +100,7 @@ impl BlkServer {
         }
         let control = server.control.clone();
         let thread = std::thread::Builder::new()
-            .name("tmem-blk-ctl".into())
+            .name(format!("tmem-{}-ctl", names.device))
             .spawn(move || control.run(&socket))
             .map_err(ChannelError::io("cannot start the control thread"))?;
         server.thread = Some(thread);
@@ -123,6 +122,7 @@ impl BlkServer {
             ChannelState::Listening
         };
         ChannelStats {
+            names: control.home.device.names(),
             state,
             connections: control.connections.load(Ordering::Relaxed),
             queues,
@@ -175,15 +175,16 @@ impl BlkServer {
     }
 }
 
-impl Drop for BlkServer {
+impl Drop for Server {
     fn drop(&mut self) {
         self.shut_down();
     }
 }
 
-fn worker_count(queues: usize) -> usize {
+/// Workers for so many queues: see the head of `worker.rs`.
+pub(crate) fn worker_count(queues: u16) -> usize {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    (cpus / 2).clamp(1, queues.max(1))
+    (cpus / 2).clamp(1, usize::from(queues).max(1))
 }
 
 impl Control {
@@ -211,7 +212,7 @@ impl Control {
 
     /// Out of descriptors or memory, most likely: waits for better times.
     fn pause(&self, error: &std::io::Error) {
-        log::warn!("{}: cannot accept a frontend: {error}", self.home.config.socket.display());
+        log::warn!("{}: cannot accept a frontend: {error}", self.home.socket.display());
         std::thread::park_timeout(Duration::from_millis(100));
     }
 
@@ -249,7 +250,7 @@ impl Control {
                 Err(Error::Disconnected | Error::SocketBroken(_) | Error::PartialMessage) => return,
                 Err(error) => {
                     // Not every message has a reply: hanging up is how the frontend learns of it.
-                    log::warn!("{}: frontend refused: {error}", self.home.config.socket.display());
+                    log::warn!("{}: frontend refused: {error}", self.home.socket.display());
                     return;
                 }
             }

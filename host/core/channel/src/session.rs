@@ -6,7 +6,7 @@
 //! through its worker, between two batches.
 
 use std::fs::File;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vhost::VhostUserMemoryRegionBase;
@@ -18,17 +18,19 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{Backend, Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-use crate::config::{BlkConfig, CONFIG_WCE_OFFSET, MAX_QUEUE_SIZE};
+use crate::config::MAX_QUEUE_SIZE;
+use crate::device::DeviceModel;
 use crate::event::Event;
 use crate::memory::{MAX_REGIONS, Memory, MemoryError, RegionSpec, mapped_bytes};
-use crate::ring::RingSetup;
+use crate::ring::{RING_FEATURES, RingSetup};
 use crate::worker::{QueueStart, Worker, WorkerHandle};
 
 /// What a session needs of its server.
 pub(crate) struct Home {
-    pub(crate) config: BlkConfig,
-    pub(crate) pages: u64,
-    pub(crate) wce: AtomicBool,
+    /// Path of the socket, for logs.
+    pub(crate) socket: PathBuf,
+    pub(crate) queues: u16,
+    pub(crate) device: Arc<dyn DeviceModel>,
     pub(crate) workers: Vec<WorkerHandle>,
     /// The frontend's call and error descriptors: what a worker could block on.
     pub(crate) calls: Mutex<Vec<Event>>,
@@ -97,7 +99,7 @@ pub(crate) struct Session {
 
 impl Session {
     pub(crate) fn new(home: Arc<Home>) -> Session {
-        let vrings = (0..home.config.queues).map(|_| Vring::default()).collect();
+        let vrings = (0..home.queues).map(|_| Vring::default()).collect();
         Session { home, features: 0, memory: Memory::default(), vrings }
     }
 
@@ -112,7 +114,7 @@ impl Session {
     }
 
     fn offered(&self) -> u64 {
-        self.home.config.features() | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+        RING_FEATURES | self.home.device.features() | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
     }
 
     fn vring(&mut self, index: u32) -> Result<(usize, &mut Vring)> {
@@ -168,7 +170,7 @@ impl Session {
     /// Makes a changed memory map the one in use, also for vrings that run.
     fn adopt(&mut self, memory: std::result::Result<Memory, MemoryError>) -> Result<()> {
         self.memory = memory.map_err(|error| {
-            log::warn!("{}: {error}", self.home.config.socket.display());
+            log::warn!("{}: {error}", self.home.socket.display());
             Error::InvalidParam
         })?;
         if let Some(map) = self.memory.map() {
@@ -360,16 +362,13 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn get_config(&mut self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
-        let space = self.home.config.config_space(self.home.pages, self.home.wce.load(Ordering::Relaxed));
+        let space = self.home.device.config_space();
         // Frontends ask for their own idea of the structure, which grows: what is not known reads as zero.
         Ok((0..size as usize).map(|i| space.get(offset as usize + i).copied().unwrap_or(0)).collect())
     }
 
     fn set_config(&mut self, offset: u32, data: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
-        // Only `wce` may be written; frontends may write the whole structure back.
-        if let Some(wce) = CONFIG_WCE_OFFSET.checked_sub(offset as usize).and_then(|at| data.get(at)) {
-            self.home.wce.store(*wce != 0, Ordering::Relaxed);
-        }
+        self.home.device.write_config(offset as usize, data);
         Ok(())
     }
 

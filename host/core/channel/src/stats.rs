@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-use crate::ops::{Op, Reason};
+use crate::device::{Names, Work};
 use crate::ring::Fault;
 
 /// Buckets of a latency histogram: bucket `i` counts service times of `2^i ..= 2^(i+1) - 1` ns (bucket 0 also
@@ -22,46 +22,6 @@ impl Counter {
 
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// Why the store did not take or give a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(usize)]
-pub enum PageRefusal {
-    /// The host has no memory left for this VM.
-    NoRoom = 0,
-    /// The VM has reached its cap.
-    OverCap = 1,
-    /// The VM is frozen.
-    Frozen = 2,
-    /// The store failed.
-    Failed = 3,
-    /// A page kept once is lost.
-    Lost = 4,
-}
-
-impl PageRefusal {
-    /// Number of reasons.
-    pub const COUNT: usize = 5;
-    /// All reasons, in the order of their counters.
-    pub const ALL: [PageRefusal; PageRefusal::COUNT] = [
-        PageRefusal::NoRoom,
-        PageRefusal::OverCap,
-        PageRefusal::Frozen,
-        PageRefusal::Failed,
-        PageRefusal::Lost,
-    ];
-
-    /// Name used in counters and metrics.
-    pub fn name(self) -> &'static str {
-        match self {
-            PageRefusal::NoRoom => "no_room",
-            PageRefusal::OverCap => "over_cap",
-            PageRefusal::Frozen => "frozen",
-            PageRefusal::Failed => "failed",
-            PageRefusal::Lost => "lost",
-        }
     }
 }
 
@@ -87,58 +47,74 @@ pub enum ChannelState {
     Broken,
 }
 
+/// Live counters of one operation, on cache lines of their own.
+#[derive(Debug)]
+#[repr(align(128))]
+struct OpCounters {
+    requests: Counter,
+    bytes: Counter,
+    latency: [Counter; LATENCY_BUCKETS],
+}
+
 /// Live counters of one queue, on cache lines of their own.
 #[derive(Debug)]
 #[repr(align(128))]
 pub struct QueueCounters {
     state: AtomicU8,
     fault: AtomicU8,
-    requests: [Counter; Op::COUNT],
-    bytes: [Counter; Op::COUNT],
-    malformed: [Counter; Reason::COUNT],
-    refused: [Counter; PageRefusal::COUNT],
+    ops: Box<[OpCounters]>,
+    malformed: Box<[Counter]>,
+    refused: Box<[Counter]>,
     pub(crate) direct_pages: Counter,
     pub(crate) bounced_pages: Counter,
     pub(crate) kicks: Counter,
     pub(crate) interrupts: Counter,
     pub(crate) batches: Counter,
-    latency: [[Counter; LATENCY_BUCKETS]; Op::COUNT],
 }
 
-impl Default for QueueCounters {
-    fn default() -> Self {
+impl QueueCounters {
+    /// Counters of a queue of the device with these names, all 0.
+    pub fn new(names: &Names) -> QueueCounters {
+        let op = || OpCounters {
+            requests: Counter::default(),
+            bytes: Counter::default(),
+            latency: std::array::from_fn(|_| Counter::default()),
+        };
         QueueCounters {
             state: AtomicU8::new(0),
             fault: AtomicU8::new(0),
-            requests: Default::default(),
-            bytes: Default::default(),
-            malformed: std::array::from_fn(|_| Counter::default()),
-            refused: Default::default(),
+            ops: names.ops.iter().map(|_| op()).collect(),
+            malformed: names.malformed.iter().map(|_| Counter::default()).collect(),
+            refused: names.refused.iter().map(|_| Counter::default()).collect(),
             direct_pages: Counter::default(),
             bounced_pages: Counter::default(),
             kicks: Counter::default(),
             interrupts: Counter::default(),
             batches: Counter::default(),
-            latency: std::array::from_fn(|_| std::array::from_fn(|_| Counter::default())),
         }
     }
-}
 
-impl QueueCounters {
-    pub(crate) fn refuse_page(&self, why: PageRefusal) {
-        self.refused[why as usize].add(1);
+    /// Counts a page that the store did not take or give.
+    pub(crate) fn refuse(&self, why: impl Into<usize>) {
+        if let Some(counter) = self.refused.get(why.into()) {
+            counter.add(1);
+        }
     }
 
-    pub(crate) fn malformed(&self, why: Reason) {
-        self.malformed[why as usize].add(1);
+    /// Counts a malformed chain.
+    pub(crate) fn malformed(&self, why: impl Into<usize>) {
+        if let Some(counter) = self.malformed.get(why.into()) {
+            counter.add(1);
+        }
     }
 
     #[inline]
-    pub(crate) fn served(&self, op: Op, bytes: u64, ns: u64) {
-        self.requests[op as usize].add(1);
-        self.bytes[op as usize].add(bytes);
+    pub(crate) fn served(&self, work: Work, ns: u64) {
+        let Some(op) = self.ops.get(work.op) else { return };
+        op.requests.add(1);
+        op.bytes.add(work.bytes);
         let bucket = (63 - (ns | 1).leading_zeros() as usize).min(LATENCY_BUCKETS - 1);
-        self.latency[op as usize][bucket].add(1);
+        op.latency[bucket].add(1);
     }
 
     pub(crate) fn set_state(&self, state: QueueState) {
@@ -160,16 +136,16 @@ impl QueueCounters {
         QueueStats {
             state,
             fault: if state == QueueState::Broken { Fault::from_code(fault) } else { None },
-            requests: std::array::from_fn(|i| self.requests[i].get()),
-            bytes: std::array::from_fn(|i| self.bytes[i].get()),
-            malformed: std::array::from_fn(|i| self.malformed[i].get()),
-            refused: std::array::from_fn(|i| self.refused[i].get()),
+            requests: self.ops.iter().map(|op| op.requests.get()).collect(),
+            bytes: self.ops.iter().map(|op| op.bytes.get()).collect(),
+            latency: self.ops.iter().map(|op| op.latency.each_ref().map(Counter::get)).collect(),
+            malformed: self.malformed.iter().map(Counter::get).collect(),
+            refused: self.refused.iter().map(Counter::get).collect(),
             direct_pages: self.direct_pages.get(),
             bounced_pages: self.bounced_pages.get(),
             kicks: self.kicks.get(),
             interrupts: self.interrupts.get(),
             batches: self.batches.get(),
-            latency: std::array::from_fn(|i| std::array::from_fn(|j| self.latency[i][j].get())),
         }
     }
 }
@@ -219,8 +195,7 @@ impl WorkerCounters {
     }
 }
 
-/// Counters of one queue at one moment. Arrays are indexed by `Op as usize`, `Reason as usize`,
-/// `PageRefusal as usize`; the `ALL` constants of these types give the order and `name()` the labels.
+/// Counters of one queue at one moment. Lists are in the order of the device's [`Names`].
 #[derive(Clone, Debug)]
 pub struct QueueStats {
     /// State.
@@ -228,13 +203,15 @@ pub struct QueueStats {
     /// Why it is broken.
     pub fault: Option<Fault>,
     /// Requests carried out, by operation, with any status.
-    pub requests: [u64; Op::COUNT],
+    pub requests: Vec<u64>,
     /// Bytes asked for, by operation.
-    pub bytes: [u64; Op::COUNT],
-    /// Chains refused by the parser, by reason.
-    pub malformed: [u64; Reason::COUNT],
-    /// Requests failed by the store, by reason.
-    pub refused: [u64; PageRefusal::COUNT],
+    pub bytes: Vec<u64>,
+    /// Service time, by operation: see [`LATENCY_BUCKETS`].
+    pub latency: Vec<[u64; LATENCY_BUCKETS]>,
+    /// Malformed chains, by reason.
+    pub malformed: Vec<u64>,
+    /// Pages, or for a block device requests, that the store did not serve, by reason.
+    pub refused: Vec<u64>,
     /// Pages handed over in place.
     pub direct_pages: u64,
     /// Pages and parts of pages that went through the bounce buffer.
@@ -245,13 +222,13 @@ pub struct QueueStats {
     pub interrupts: u64,
     /// Runs of requests served without a pause.
     pub batches: u64,
-    /// Service time, by operation: see [`LATENCY_BUCKETS`].
-    pub latency: [[u64; LATENCY_BUCKETS]; Op::COUNT],
 }
 
 /// Counters of a server at one moment. All count from the start of the server, over all connections.
 #[derive(Clone, Debug)]
 pub struct ChannelStats {
+    /// Names of what is counted by operation and by reason.
+    pub names: &'static Names,
     /// State.
     pub state: ChannelState,
     /// Frontends that connected so far.
@@ -272,17 +249,26 @@ pub struct ChannelStats {
 
 impl ChannelStats {
     /// Requests of one operation over all queues.
-    pub fn requests(&self, op: Op) -> u64 {
-        self.queues.iter().map(|queue| queue.requests[op as usize]).sum()
+    pub fn requests(&self, op: impl Into<usize>) -> u64 {
+        self.sum(op.into(), |queue| &queue.requests)
+    }
+
+    /// Bytes asked for by one operation over all queues.
+    pub fn bytes(&self, op: impl Into<usize>) -> u64 {
+        self.sum(op.into(), |queue| &queue.bytes)
     }
 
     /// Chains refused for one reason over all queues.
-    pub fn malformed(&self, reason: Reason) -> u64 {
-        self.queues.iter().map(|queue| queue.malformed[reason as usize]).sum()
+    pub fn malformed(&self, reason: impl Into<usize>) -> u64 {
+        self.sum(reason.into(), |queue| &queue.malformed)
     }
 
-    /// Requests failed by the store for one reason over all queues.
-    pub fn refused(&self, why: PageRefusal) -> u64 {
-        self.queues.iter().map(|queue| queue.refused[why as usize]).sum()
+    /// Pages or requests that the store did not serve for one reason over all queues.
+    pub fn refused(&self, why: impl Into<usize>) -> u64 {
+        self.sum(why.into(), |queue| &queue.refused)
+    }
+
+    fn sum(&self, index: usize, list: fn(&QueueStats) -> &Vec<u64>) -> u64 {
+        self.queues.iter().filter_map(|queue| list(queue).get(index)).sum()
     }
 }

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use vm_memory::GuestMemoryMmap;
 
-use crate::device::Device;
+use crate::device::DeviceModel;
 use crate::event::{Event, EventSet};
 use crate::poll::Window;
 use crate::ring::{Fault, Ring, RingSetup, Served};
@@ -35,8 +35,8 @@ const MAX_PANICS: u32 = 16;
 
 /// What all workers of a server share.
 pub(crate) struct Shared {
-    pub(crate) device: Device,
-    pub(crate) stop: Arc<AtomicBool>,
+    pub(crate) device: Arc<dyn DeviceModel>,
+    pub(crate) stop: AtomicBool,
     pub(crate) poll_us: AtomicU32,
 }
 
@@ -64,9 +64,9 @@ struct Slot {
 }
 
 impl Slot {
-    fn serve(&mut self, device: &Device) -> Result<Served, Fault> {
+    fn serve(&mut self, stop: &AtomicBool) -> Result<Served, Fault> {
         let Some(running) = &mut self.running else { return Ok(Served::default()) };
-        catch_unwind(AssertUnwindSafe(|| running.ring.serve(device, &self.counters)))
+        catch_unwind(AssertUnwindSafe(|| running.ring.serve(&self.counters, stop)))
             .unwrap_or(Err(Fault::Panic))
     }
 
@@ -268,7 +268,7 @@ impl Worker {
         let mut any = false;
         for index in 0..self.slots.len() {
             let slot = &mut self.slots[index];
-            match slot.serve(&self.shared.device) {
+            match slot.serve(&self.shared.stop) {
                 Ok(served) => {
                     any |= served.completed > 0;
                     if served.interrupt {
@@ -310,7 +310,7 @@ impl Worker {
         // Before kicks are asked for, so that a guest with a request meanwhile need not exit to kick.
         let idle = catch_unwind(AssertUnwindSafe(|| self.shared.device.idle()));
         if idle.is_err() && self.counters.panics.fetch_add(1, Ordering::Relaxed) == 0 {
-            log::error!("the store's idle work panicked; this is logged once");
+            log::error!("the device's idle work panicked; this is logged once");
         }
         let mut busy = false;
         for index in 0..self.slots.len() {
@@ -354,11 +354,12 @@ impl Worker {
         let slot = &mut self.slots[index];
         slot.call = start.call;
         slot.err = start.err;
-        let ring = Ring::start(start.setup, start.memory).and_then(|ring| {
-            // EPERM: a descriptor that cannot be waited for.
-            self.events.add(&start.kick, index as u64).map_err(|_| Fault::BadKick)?;
-            Ok(ring)
-        });
+        let ring =
+            Ring::start(start.setup, start.memory, self.shared.device.clone().queue()).and_then(|ring| {
+                // EPERM: a descriptor that cannot be waited for.
+                self.events.add(&start.kick, index as u64).map_err(|_| Fault::BadKick)?;
+                Ok(ring)
+            });
         match ring {
             Ok(ring) => {
                 slot.running = Some(Running { ring, kick: start.kick });

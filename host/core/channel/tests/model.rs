@@ -4,15 +4,17 @@
 
 mod common;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::*;
 use proptest::prelude::*;
-use tmem_channel::PAGE_SIZE;
-use tmem_channel::device::Device;
+use tmem_channel::blk::device::Device;
+use tmem_channel::device::DeviceModel;
 use tmem_channel::ring::{Ring, RingSetup};
 use tmem_channel::stats::QueueCounters;
+use tmem_channel::{PAGE_SIZE, PollPolicy};
 use virtio_queue::desc::{RawDescriptor, split};
 use virtio_queue::mock::MockSplitQueue;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
@@ -117,8 +119,13 @@ proptest! {
         let mem: Arc<GuestMemoryMmap> = Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap());
         let queue = MockSplitQueue::new(&*mem, SIZE);
         let backend = MemoryBackend::new(PAGES);
-        let device = Device::new(backend.clone(), false, "model", Arc::new(AtomicBool::new(false)));
-        let counters = QueueCounters::default();
+        let config = tmem_channel::BlkConfig {
+            serial: "model".into(),
+            ..config(Path::new(""), 1, PollPolicy::Events)
+        };
+        let device = Arc::new(Device::new(config, backend.clone()).unwrap());
+        let counters = QueueCounters::new(device.names());
+        let stop = AtomicBool::new(false);
         let setup = RingSetup {
             size: SIZE,
             desc: queue.desc_table_addr().0,
@@ -127,7 +134,7 @@ proptest! {
             event_idx,
             indirect: true,
         };
-        let mut ring = Ring::start(setup, mem.clone()).unwrap();
+        let mut ring = Ring::start(setup, mem.clone(), device.queue()).unwrap();
         let mut disk = vec![0u8; DISK];
         for (number, ask) in asks.iter().enumerate() {
             let number = number as u16;
@@ -176,7 +183,7 @@ proptest! {
             queue.avail().ring().ref_at(usize::from(number % SIZE)).unwrap().store(0u16.to_le());
             queue.avail().idx().store((number + 1).to_le());
             prop_assert!(ring.has_work());
-            let served = ring.serve(&device, &counters).unwrap();
+            let served = ring.serve(&counters, &stop).unwrap();
             prop_assert_eq!(served.completed, 1);
             prop_assert!(!ring.has_work());
             let used: u16 = mem.load(queue.used_addr().unchecked_add(2), Ordering::Acquire).unwrap();

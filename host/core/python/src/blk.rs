@@ -6,12 +6,10 @@ use std::sync::{Arc, Mutex};
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use tmem_channel::{
-    BlkConfig, BlkServer, ChannelState, GetResult, LATENCY_BUCKETS, Op, PageBackend, PageRefusal, PollPolicy,
-    PutResult, QueueState, Reason,
-};
+use tmem_channel::{BlkConfig, BlkServer, GetResult, PageBackend, PutResult};
 use tmem_store::{DENSE_OBJECT, Get, Handle, PoolId, Put};
 
+use crate::channel::{policy, stats_dict};
 use crate::error::{core_error, from_channel};
 use crate::store::PyStore;
 
@@ -76,13 +74,6 @@ pub struct PyBlkServer {
     server: Mutex<Option<BlkServer>>,
 }
 
-fn policy(poll_us: u32) -> PollPolicy {
-    match poll_us {
-        0 => PollPolicy::Events,
-        max_us => PollPolicy::Adaptive { max_us },
-    }
-}
-
 impl PyBlkServer {
     fn with<R>(&self, f: impl FnOnce(&BlkServer) -> R) -> PyResult<R> {
         match self.server.lock() {
@@ -140,67 +131,7 @@ impl PyBlkServer {
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let s = self.with(BlkServer::stats)?;
-        let d = PyDict::new(py);
-        d.set_item(
-            "state",
-            match s.state {
-                ChannelState::Listening => "listening",
-                ChannelState::Connected => "connected",
-                ChannelState::Broken => "broken",
-            },
-        )?;
-        d.set_item("connections", s.connections)?;
-        d.set_item("workers", s.workers)?;
-        d.set_item("wakeups", s.wakeups)?;
-        d.set_item("spin_hits", s.spin_hits)?;
-        d.set_item("spin_misses", s.spin_misses)?;
-        d.set_item("cpu_ns", s.cpu_ns)?;
-        let sum = |f: fn(&tmem_channel::QueueStats) -> u64| s.queues.iter().map(f).sum::<u64>();
-        d.set_item("kicks", sum(|q| q.kicks))?;
-        d.set_item("interrupts", sum(|q| q.interrupts))?;
-        d.set_item("batches", sum(|q| q.batches))?;
-        d.set_item("direct_pages", sum(|q| q.direct_pages))?;
-        d.set_item("bounced_pages", sum(|q| q.bounced_pages))?;
-        let (requests, bytes, latency) = (PyDict::new(py), PyDict::new(py), PyDict::new(py));
-        for op in Op::ALL {
-            let i = op as usize;
-            requests.set_item(op.name(), s.requests(op))?;
-            bytes.set_item(op.name(), s.queues.iter().map(|q| q.bytes[i]).sum::<u64>())?;
-            let counts: Vec<u64> =
-                (0..LATENCY_BUCKETS).map(|b| s.queues.iter().map(|q| q.latency[i][b]).sum()).collect();
-            let h = PyDict::new(py);
-            h.set_item("bucket_ns", (0..LATENCY_BUCKETS).map(|b| 1u64 << b).collect::<Vec<_>>())?;
-            h.set_item("count", counts)?;
-            latency.set_item(op.name(), h)?;
-        }
-        d.set_item("requests", requests)?;
-        d.set_item("bytes", bytes)?;
-        d.set_item("latency", latency)?;
-        let refused = PyDict::new(py);
-        for why in PageRefusal::ALL {
-            refused.set_item(why.name(), s.refused(why))?;
-        }
-        d.set_item("refused", refused)?;
-        let malformed = PyDict::new(py);
-        for &reason in Reason::ALL {
-            let n = s.malformed(reason);
-            if n > 0 {
-                malformed.set_item(reason.name(), n)?;
-            }
-        }
-        d.set_item("malformed", malformed)?;
-        let queues: Vec<_> = s
-            .queues
-            .iter()
-            .map(|q| match (q.state, q.fault) {
-                (QueueState::Stopped, _) => "stopped".to_string(),
-                (QueueState::Running, _) => "running".to_string(),
-                (QueueState::Broken, Some(f)) => format!("broken: {}", f.name()),
-                (QueueState::Broken, None) => "broken".to_string(),
-            })
-            .collect();
-        d.set_item("queues", queues)?;
-        Ok(d)
+        let stats = self.with(|server| server.stats())?;
+        stats_dict(py, &stats)
     }
 }

@@ -4,6 +4,7 @@
 
 mod bench;
 mod blk;
+mod channel;
 mod error;
 mod exit;
 mod fleet;

@@ -3,15 +3,17 @@
 #![no_main]
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use libfuzzer_sys::fuzz_target;
-use tmem_channel::device::Device;
+use tmem_channel::blk::device::Device;
+use tmem_channel::device::DeviceModel;
 use tmem_channel::ring::{Ring, RingSetup};
 use tmem_channel::stats::QueueCounters;
-use tmem_channel::{Fault, GetResult, PAGE_SIZE, PageBackend, PutResult};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use tmem_channel::{BlkConfig, Fault, GetResult, PAGE_SIZE, PageBackend, PollPolicy, PutResult};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 const PAGES: u64 = 64;
 const REGION: usize = 64 << 10;
@@ -277,8 +279,17 @@ fuzz_target!(|data: &[u8]| {
         let place = (input.u16(), input.u8());
         backend.meddle.lock().unwrap().push(place);
     }
-    let device = Device::new(backend, mode & 16 != 0, "fuzz", Arc::new(AtomicBool::new(false)));
-    let counters = QueueCounters::default();
+    let config = BlkConfig {
+        socket: PathBuf::new(),
+        queues: 1,
+        queue_size: 128,
+        poll: PollPolicy::Events,
+        serial: "fuzz".into(),
+        read_only: mode & 16 != 0,
+    };
+    let device = Arc::new(Device::new(config, backend).unwrap());
+    let counters = QueueCounters::new(device.names());
+    let stop = AtomicBool::new(false);
     let setup = RingSetup {
         size: SIZE,
         desc: DESC,
@@ -287,14 +298,14 @@ fuzz_target!(|data: &[u8]| {
         event_idx: mode & 32 != 0,
         indirect: mode & 0xc0 != 0,
     };
-    let mut ring = Ring::start(setup, mem.clone()).unwrap();
+    let mut ring = Ring::start(setup, mem.clone(), device.queue()).unwrap();
     let mut done = start;
     for ahead in steps {
         let avail = done.wrapping_add(ahead);
         mem.write_obj(avail, GuestAddress(AVAIL + 2)).unwrap();
         while ring.has_work() {
             let before = ring.base();
-            let result = ring.serve(&device, &counters);
+            let result = ring.serve(&counters, &stop);
             let used: u16 = mem.load(GuestAddress(USED + 2), Ordering::Relaxed).unwrap();
             let completed = used.wrapping_sub(before);
             for i in 0..completed {

@@ -10,9 +10,6 @@ pub const SECTOR_SIZE: usize = 512;
 /// Sectors of one page.
 pub const SECTORS_PER_PAGE: u64 = (PAGE_SIZE / SECTOR_SIZE) as u64;
 
-/// Alignment, in bytes, that the channel promises for page pointers it hands to a backend.
-pub const PAGE_POINTER_ALIGN: usize = 8;
-
 /// The store's answer to a put. Everything but `Stored` becomes `VIRTIO_BLK_S_IOERR`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PutResult {
@@ -41,7 +38,7 @@ pub enum GetResult {
 
 /// A store of pages as one block device sees it: page `index` is sectors `8 * index .. 8 * index + 8`.
 ///
-/// Called from several worker threads at once. Pointers are aligned to [`PAGE_POINTER_ALIGN`] and may
+/// Called from several worker threads at once. Pointers are aligned to [`crate::guest::PAGE_POINTER_ALIGN`] and may
 /// point straight into guest memory, which the guest can change at any time.
 pub trait PageBackend: Send + Sync + 'static {
     /// Size of the device in pages. Read once, when the server starts.

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The operations of a block device, and the reasons for which a request is refused.
+//! The operations of a block device, the reasons for which a request is refused, and their names.
 
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP};
+
+use crate::chain::reasons;
+use crate::device::Names;
 
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,65 +24,28 @@ pub enum Op {
     WriteZeroes = 5,
 }
 
+impl From<Op> for usize {
+    fn from(op: Op) -> usize {
+        op as usize
+    }
+}
+
 impl Op {
     /// Number of operations.
     pub const COUNT: usize = 6;
     /// All operations, in the order of their counters.
     pub const ALL: [Op; Op::COUNT] = [Op::In, Op::Out, Op::Flush, Op::GetId, Op::Discard, Op::WriteZeroes];
 
+    /// Their names, in the same order.
+    pub const NAMES: [&str; Op::COUNT] = ["in", "out", "flush", "get_id", "discard", "write_zeroes"];
+
     /// Name used in counters and metrics.
     pub fn name(self) -> &'static str {
-        match self {
-            Op::In => "in",
-            Op::Out => "out",
-            Op::Flush => "flush",
-            Op::GetId => "get_id",
-            Op::Discard => "discard",
-            Op::WriteZeroes => "write_zeroes",
-        }
+        Op::NAMES[self as usize]
     }
 }
 
-macro_rules! reasons {
-    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
-        /// Why a chain was refused.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        #[repr(usize)]
-        pub enum Reason { $($(#[$doc])* $variant,)* }
-
-        impl Reason {
-            /// All reasons, in the order of their counters.
-            pub const ALL: &'static [Reason] = &[$(Reason::$variant,)*];
-            /// Number of reasons.
-            pub const COUNT: usize = Reason::ALL.len();
-
-            /// Name used in counters and metrics.
-            pub fn name(self) -> &'static str {
-                match self { $(Reason::$variant => $name,)* }
-            }
-        }
-    };
-}
-
 reasons! {
-    /// More descriptors than the table has: a loop.
-    ChainTooLong = "chain_too_long",
-    /// `next` points outside the descriptor table.
-    NextOutOfRange = "next_out_of_range",
-    /// INDIRECT flag without the feature.
-    IndirectNotNegotiated = "indirect_not_negotiated",
-    /// INDIRECT inside an indirect table.
-    IndirectNested = "indirect_nested",
-    /// INDIRECT together with NEXT.
-    IndirectWithNext = "indirect_with_next",
-    /// Indirect table empty, not a multiple of 16 bytes, or longer than accepted.
-    IndirectLength = "indirect_length",
-    /// A buffer of no bytes.
-    ZeroLength = "zero_length",
-    /// A buffer or indirect table that is not in guest memory.
-    OutsideMemory = "outside_memory",
-    /// A device-readable descriptor after a device-writable one.
-    ReadableAfterWritable = "readable_after_writable",
     /// Fewer than 16 device-readable bytes.
     HeaderTooShort = "header_too_short",
     /// No device-writable byte for the status.
@@ -111,3 +77,49 @@ impl Reason {
         }
     }
 }
+
+/// Why the store did not take or give a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum PageRefusal {
+    /// The host has no memory left for this VM.
+    NoRoom = 0,
+    /// The VM has reached its cap.
+    OverCap = 1,
+    /// The VM is frozen.
+    Frozen = 2,
+    /// The store failed.
+    Failed = 3,
+    /// A page kept once is lost.
+    Lost = 4,
+}
+
+impl From<PageRefusal> for usize {
+    fn from(why: PageRefusal) -> usize {
+        why as usize
+    }
+}
+
+impl PageRefusal {
+    /// Number of reasons.
+    pub const COUNT: usize = 5;
+    /// All reasons, in the order of their counters.
+    pub const ALL: [PageRefusal; PageRefusal::COUNT] = [
+        PageRefusal::NoRoom,
+        PageRefusal::OverCap,
+        PageRefusal::Frozen,
+        PageRefusal::Failed,
+        PageRefusal::Lost,
+    ];
+    /// Their names, in the same order.
+    pub const NAMES: [&str; PageRefusal::COUNT] = ["no_room", "over_cap", "frozen", "failed", "lost"];
+
+    /// Name used in counters and metrics.
+    pub fn name(self) -> &'static str {
+        PageRefusal::NAMES[self as usize]
+    }
+}
+
+/// What a block device counts.
+pub(crate) static NAMES: Names =
+    Names { device: "blk", ops: &Op::NAMES, malformed: Reason::NAMES, refused: &PageRefusal::NAMES };
