@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One VM: the pools that its requests reach, made and destroyed.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+use tmem_abi::pool::Name;
+use tmem_abi::wire::POOLS_MAX;
+use tmem_abi::{NewPool, Shape, Status, feature};
+use tmem_store::pool::Pool as StorePool;
+use tmem_store::{
+    Codec, Handle, PoolId, PoolSpec, QuotaChange, Result, Store, StoreError, VmId, worst_case_bytes,
+};
+
+use crate::session::Session;
+
+/// Features that the store can serve.
+pub const SUPPORTED: u64 =
+    feature::BATCH | feature::LIST | feature::RANGE | feature::EXCHANGE | feature::NEW_PAGE;
+
+/// How requests of a VM are served.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Features that HELLO may agree on, of those that are [`SUPPORTED`].
+    pub features: u64,
+    /// How pages of new pools are compressed.
+    pub codec: Codec,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { features: SUPPORTED, codec: Codec::Lz4 }
+    }
+}
+
+/// A pool as requests find it.
+pub(crate) struct Pool {
+    pub handle: Handle,
+    pub shape: Shape,
+}
+
+/// A VM's requests. One for all channels of the VM, as pools are the VM's.
+pub struct Engine {
+    store: Arc<Store>,
+    vm: VmId,
+    name: String,
+    options: Options,
+    pools: RwLock<HashMap<u32, Arc<Pool>>>,
+    /// Serialises making and destroying; private pools by uuid.
+    making: Mutex<HashMap<[u8; 16], PoolId>>,
+}
+
+impl Engine {
+    /// For the VM of that name.
+    ///
+    /// # Errors
+    /// No such VM.
+    pub fn new(store: Arc<Store>, vm: &str, options: Options) -> Result<Arc<Self>> {
+        let id = store.vm(vm)?.id;
+        let options = Options { features: options.features & SUPPORTED, ..options };
+        let (pools, making) = (RwLock::default(), Mutex::default());
+        Ok(Arc::new(Self { store, vm: id, name: vm.into(), options, pools, making }))
+    }
+
+    /// What HELLO may agree on.
+    pub fn features(&self) -> u64 {
+        self.options.features
+    }
+
+    /// A channel of this VM, on which no HELLO was said yet.
+    pub fn session(self: &Arc<Self>) -> Session {
+        Session::new(self.clone())
+    }
+
+    /// The VM's pool of that number. A pool keeps its number for as long as it is there, across
+    /// restarts too: it is the store's.
+    pub(crate) fn pool(&self, number: u32) -> Option<Arc<Pool>> {
+        let known = self.pools.read().get(&number).cloned();
+        if let Some(pool) = known {
+            // A VM that left a shared pool, or was made to, has no business there.
+            let of_ours = |p: &StorePool| p.spec.shared.is_none() || p.members.lock().contains(&self.vm);
+            return of_ours(pool.handle.pool()).then_some(pool);
+        }
+        let handle = self.store.handle(self.vm, PoolId::try_from(number).ok()?).ok()?;
+        let pool = Arc::new(Pool { shape: shape(handle.pool()), handle });
+        self.pools.write().insert(number, pool.clone());
+        Some(pool)
+    }
+
+    /// A pool that turned out to be destroyed is looked up anew the next time.
+    pub(crate) fn forget(&self, gone: &Pool) {
+        let number = u32::from(gone.handle.pool().id);
+        let mut pools = self.pools.write();
+        if pools.get(&number).is_some_and(|p| std::ptr::eq(&**p, gone)) {
+            pools.remove(&number);
+        }
+    }
+
+    /// Makes a pool, or finds the one that is there: its number, and whether it was there.
+    pub(crate) fn make(&self, new: &NewPool) -> std::result::Result<(u32, bool), Status> {
+        let mut by_uuid = self.making.lock();
+        let mine: Vec<_> =
+            self.store.pools().into_iter().filter(|p| p.members.lock().contains(&self.vm)).collect();
+        if let Name::Attach(uuid) = new.name
+            && let Some(pool) = by_uuid.get(&uuid).and_then(|id| mine.iter().find(|p| p.id == *id))
+        {
+            let same = shape(pool) == new.shape() && pool.spec.persistent == new.persistent;
+            return if same { Ok((u32::from(pool.id), true)) } else { Err(Status::NotPermitted) };
+        }
+        if mine.len() >= POOLS_MAX as usize {
+            return Err(Status::NotPermitted);
+        }
+        let promise = new.pages.map_or(0, |pages| worst_case_bytes(u64::from(pages)));
+        self.promise(promise)?;
+        match self.store.pool_create(self.vm, self.spec(new)) {
+            Ok(id) => {
+                if let Name::Attach(uuid) = new.name {
+                    by_uuid.insert(uuid, id);
+                }
+                self.pools.write().remove(&u32::from(id));
+                Ok((u32::from(id), false))
+            }
+            Err(e) => {
+                self.release(promise);
+                Err(refusal(&e))
+            }
+        }
+    }
+
+    fn spec(&self, new: &NewPool) -> PoolSpec {
+        PoolSpec {
+            persistent: new.persistent,
+            shared: match new.name {
+                Name::Shared(uuid) => Some(uuid),
+                Name::Private | Name::Attach(_) => None,
+            },
+            pages: new.pages,
+            codec: self.options.codec,
+        }
+    }
+
+    /// Destroys a pool, or leaves it if it is shared.
+    pub(crate) fn destroy(&self, pool: &Pool) -> std::result::Result<(), Status> {
+        let mut by_uuid = self.making.lock();
+        let id = pool.handle.pool().id;
+        self.store.pool_destroy(self.vm, id).map_err(|e| match e {
+            StoreError::NotFound(_) => Status::BadPool,
+            e => refusal(&e),
+        })?;
+        by_uuid.retain(|_, at| *at != id);
+        self.pools.write().remove(&u32::from(id));
+        self.release(pool.shape.pages.map_or(0, |pages| worst_case_bytes(u64::from(pages))));
+        Ok(())
+    }
+
+    /// Room for a swap pool: the VM's reservation grows by all that its pages can need.
+    fn promise(&self, bytes: u64) -> std::result::Result<(), Status> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let account = self.store.vm(&self.name).map_err(|e| refusal(&e))?.account.clone();
+        let reservation = account.reservation().checked_add(bytes).ok_or(Status::NoRoom)?;
+        if reservation > account.cap() {
+            return Err(Status::OverCap);
+        }
+        let change = QuotaChange { reservation: Some(reservation), ..QuotaChange::default() };
+        self.store.vm_set(&self.name, change).map_err(|e| refusal(&e))
+    }
+
+    fn release(&self, bytes: u64) {
+        if bytes == 0 {
+            return;
+        }
+        if let Ok(vm) = self.store.vm(&self.name) {
+            let reservation = Some(vm.account.reservation().saturating_sub(bytes));
+            // A smaller reservation always fits; a VM that is gone has none.
+            let _ = self.store.vm_set(&self.name, QuotaChange { reservation, ..QuotaChange::default() });
+        }
+    }
+}
+
+fn shape(pool: &StorePool) -> Shape {
+    Shape { page_size: pool.page_size() as u32, pages: pool.spec.pages, packed: false }
+}
+
+fn refusal(e: &StoreError) -> Status {
+    match e {
+        StoreError::NoSpace(_) => Status::NoRoom,
+        StoreError::Invalid(_) | StoreError::Exists(_) => Status::NotPermitted,
+        _ => Status::HostError,
+    }
+}
