@@ -1,0 +1,1 @@
+../../../host/tmem_host/channel/frames.py
