@@ -10,7 +10,7 @@ PutAnswer = Literal["stored", "no-room", "over-cap", "frozen"]
 
 class CoreError(Exception):
     """One line.  ``kind``: arena-corrupt, arena-truncated, arena-locked, no-space, permission, exists, not-found,
-    invalid, socket-in-use, lost, io; of micro-VMs: no-kvm, not-offered, hung, failed."""
+    not-authorised, invalid, socket-in-use, lost, io; of micro-VMs: no-kvm, not-offered, hung, failed."""
 
     kind: str
 
@@ -29,6 +29,12 @@ class Store:
     def vms(self) -> list[dict[str, Any]]: ...
     def freeze(self, name: str) -> None: ...
     def thaw(self, name: str) -> None: ...
+    def shared_authorise(self, name: str, uuid: bytes, allow: bool) -> None:
+        """Whether a VM may make or join the shared pool of a uuid (16 bytes): none at first.  Kept in the arena.
+
+        What it joined before stays joined.  :meth:`vms` lists ``authorised`` (hexadecimal).
+        """
+
     def pool_create(
         self,
         vm: str,
@@ -38,7 +44,9 @@ class Store:
         uuid: bytes | None = None,
         pages: int | None = None,
         codec: str = "lz4",
-    ) -> int: ...
+    ) -> int:
+        """A shared one wants :meth:`shared_authorise` before; else ``not-authorised``."""
+
     def pool_destroy(self, pool: int) -> None: ...
     def pool_set_codec(self, pool: int, codec: str) -> None: ...
     def pools(self) -> list[dict[str, Any]]: ...
@@ -70,6 +78,27 @@ class BlkServer:
     def stats(self) -> dict[str, Any]: ...
     def set_poll(self, poll_us: int) -> None: ...
     def stop(self) -> None: ...
+
+class Engine:
+    """One channel of a VM: requests and replies of ``guest/abi/tmem_abi.h`` as bytes.
+
+    All channels of a VM share its pools: make one with :meth:`__init__`, others from it with :meth:`channel`.
+    """
+
+    def __init__(self, store: Store, vm: str, *, features: int = ..., codec: str = "lz4") -> None:
+        """``features``: what HELLO may agree on, of what there is."""
+
+    @property
+    def features(self) -> int: ...
+    def channel(self) -> Engine: ...
+    def reset(self) -> None:
+        """As if HELLO had not been said."""
+
+    def request(self, message: bytes, room: int | None = None) -> bytes:
+        """The reply to a request. ``room``: bytes of data it may have, as many as any request fetches by default."""
+
+    def stats(self) -> dict[str, int]:
+        """Requests by operation, answers by status, pages that were copied and that were not."""
 
 def bench_store(
     store: Store,

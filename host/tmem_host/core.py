@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 Store = _core.Store
 BlkServer = _core.BlkServer
+Engine = _core.Engine
 CoreError = _core.CoreError
 worst_case_bytes = _core.worst_case_bytes
 
@@ -42,6 +43,7 @@ _KINDS: Final[Mapping[str, tuple[type[TmemError], str]]] = {
     "arena-locked": (InUse, "stop the process that has it, or choose another file with --arena"),
     "no-space": (NoSpace, "lower --reservation or --size, raise --limit, or make room where the arena is"),
     "permission": (Denied, "check owner and mode, or choose another path"),
+    "not-authorised": (Denied, "authorise the VM for that uuid first"),
     "exists": (Conflict, "choose another name, or remove the one that is there"),
     "not-found": (NotFound, "see 'tmem vm list'"),
     "invalid": (InvalidInput, "see 'tmem --help'"),

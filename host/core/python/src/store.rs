@@ -131,6 +131,13 @@ impl PyStore {
         self.open()?.vm_freeze(name, false).map_err(from_store)
     }
 
+    /// Allows a VM to make or join the shared pool of that uuid (16 bytes), or no longer.
+    fn shared_authorise(&self, name: &str, uuid: &[u8], allow: bool) -> PyResult<()> {
+        let uuid = <[u8; 16]>::try_from(uuid)
+            .map_err(|_| core_error("invalid", format!("a uuid has 16 bytes, not {}", uuid.len())))?;
+        self.open()?.shared_authorise(name, uuid, allow).map_err(from_store)
+    }
+
     #[pyo3(signature = (vm, *, persistent, shared = false, uuid = None, pages = None, codec = "lz4"))]
     fn pool_create(
         &self,
@@ -241,6 +248,7 @@ impl PyStore {
         d.set_item("metadata_bytes", t.file.saturating_sub(t.arena))?;
         d.set_item("slot_bytes", t.slots)?;
         d.set_item("compressed_bytes", t.compressed)?;
+        d.set_item("freeable_bytes", t.freeable)?;
         d.set_item("pages", t.pages)?;
         d.set_item("reserved_bytes", t.reserved)?;
         d.set_item("available_bytes", t.available)?;
@@ -295,6 +303,8 @@ fn vm_dict<'py>(py: Python<'py>, vm: &Vm, pools: &[Arc<Pool>]) -> PyResult<Bound
     d.set_item("weight", vm.account.weight())?;
     d.set_item("frozen", vm.account.frozen())?;
     d.set_item("held_bytes", vm.account.held())?;
+    d.set_item("freeable_bytes", vm.account.freeable())?;
+    d.set_item("authorised", vm.authorised().iter().map(|u| hex(u)).collect::<Vec<_>>())?;
     d.set_item("compressed_bytes", sum(|p| p.holding.compressed.load(Ordering::Relaxed)))?;
     d.set_item("pages", sum(|p| p.holding.pages.load(Ordering::Relaxed)))?;
     d.set_item("pools", mine.iter().map(|p| p.id).collect::<Vec<_>>())?;

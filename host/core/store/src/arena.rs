@@ -101,7 +101,10 @@ impl Arena {
             if word(SB_VERSION) != u64::from(FORMAT_VERSION) {
                 return Err(StoreError::Corrupt {
                     path: path.into(),
-                    what: format!("format version {} is not {FORMAT_VERSION}", word(SB_VERSION)),
+                    what: format!(
+                        "format version {}, not {FORMAT_VERSION} as this program's",
+                        word(SB_VERSION)
+                    ),
                 });
             }
             if word(SB_CHECK) != XxHash3_64::oneshot(&head[..SB_CHECK]) {

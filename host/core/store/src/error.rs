@@ -40,6 +40,9 @@ pub enum StoreError {
     /// A VM of that name exists already.
     #[error("{0}")]
     Exists(String),
+    /// The VM may not use the shared pool of that uuid.
+    #[error("{0}")]
+    NotAuthorised(String),
     /// An argument is out of its range.
     #[error("{0}")]
     Invalid(String),
@@ -68,6 +71,7 @@ impl StoreError {
             Self::NoSpace(_) => "no-space",
             Self::NotFound(_) => "not-found",
             Self::Exists(_) => "exists",
+            Self::NotAuthorised(_) => "not-authorised",
             Self::Invalid(_) => "invalid",
             Self::Io { source, .. } => match source.kind() {
                 io::ErrorKind::PermissionDenied => "permission",

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! 0         superblock (one 4 KiB page)
-//! VM_TABLE  4096 VM entries of 256 bytes
+//! VM_TABLE  4096 VM entries of 512 bytes
 //! POOL_TABLE 16384 pool entries of 128 bytes
 //! BLOCK_TABLE one u64 a block: size class, populated pages, check bits
 //! DATA      blocks of 2 MiB, each cut into slots of one size class
@@ -23,10 +23,10 @@ pub const BLOCK_SIZE: u64 = 1 << BLOCK_SHIFT;
 pub(crate) const OS_PAGE: u64 = 4096;
 
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"kvmtmem\x01");
-pub(crate) const FORMAT_VERSION: u32 = 1;
+pub(crate) const FORMAT_VERSION: u32 = 2;
 
 pub(crate) const MAX_VMS: usize = 4096;
-pub(crate) const VM_ENTRY: usize = 256;
+pub(crate) const VM_ENTRY: usize = 512;
 pub(crate) const MAX_POOLS: usize = 16384;
 pub(crate) const POOL_ENTRY: usize = 128;
 /// 2 TiB of blocks; the table is sparse, so this costs address space only.

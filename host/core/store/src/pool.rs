@@ -146,6 +146,20 @@ pub struct Vm {
     pub name: String,
     /// What it may hold.
     pub account: Arc<Account>,
+    /// Shared pools that it may join.
+    pub(crate) authorised: Mutex<Vec<[u8; 16]>>,
     /// Counters of its pools that are gone.
     pub retired: Counters,
+}
+
+impl Vm {
+    pub(crate) fn new(id: VmId, name: String, account: Account, authorised: Vec<[u8; 16]>) -> Self {
+        let (account, authorised) = (Arc::new(account), Mutex::new(authorised));
+        Self { id, name, account, authorised, retired: Counters::default() }
+    }
+
+    /// Uuids of the shared pools that it may join, in no order.
+    pub fn authorised(&self) -> Vec<[u8; 16]> {
+        self.authorised.lock().clone()
+    }
 }

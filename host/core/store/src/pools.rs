@@ -9,13 +9,14 @@ use crate::ops::Handle;
 use crate::pool::{Pool, PoolId, PoolSpec, VmId};
 use crate::quota::{Account, NO_CAP};
 use crate::store::{Inner, Store};
-use crate::tables::{self, MEMBERS_MAX, PoolRecord};
+use crate::tables::{self, AUTHORISED_MAX, MEMBERS_MAX, PoolRecord};
 
 impl Store {
     /// Makes a pool for a VM, or joins it to the shared one of that uuid.
     ///
     /// # Errors
-    /// No such VM; a shared pool of that uuid differs or is full; the tables are full.
+    /// No such VM; it is not authorised for that uuid; a shared pool of that uuid differs or is
+    /// full; the tables are full.
     pub fn pool_create(&self, vm: VmId, spec: PoolSpec) -> Result<PoolId> {
         let inner = &self.inner;
         if spec.pages.is_some() && (!spec.persistent || spec.shared.is_some()) {
@@ -27,6 +28,15 @@ impl Store {
         let _guard = inner.tables.lock();
         let vms = inner.vms.read();
         let owner = vms.get(&vm).ok_or_else(|| StoreError::NotFound(format!("no VM has number {vm}")))?;
+        if let Some(uuid) = spec.shared
+            && !owner.authorised.lock().contains(&uuid)
+        {
+            return Err(StoreError::NotAuthorised(format!(
+                "VM {} is not authorised for the shared pool {}",
+                owner.name,
+                Hex(&uuid)
+            )));
+        }
         if let Some(uuid) = spec.shared
             && let Some(pool) = inner.pools.read().values().find(|p| p.spec.shared == Some(uuid))
         {
@@ -53,6 +63,32 @@ impl Store {
         tables::write_pool(&inner.arena, id, &record)?;
         pools.insert(id, Arc::new(pool));
         Ok(id)
+    }
+
+    /// Allows a VM to make or join the shared pool of that uuid, or no longer. At first it may use
+    /// none. What it joined before stays joined: see [`Self::pool_destroy`]. Kept in the arena.
+    ///
+    /// # Errors
+    /// No such VM, or it is authorised for 16 already.
+    pub fn shared_authorise(&self, name: &str, uuid: [u8; 16], allow: bool) -> Result<()> {
+        let inner = &self.inner;
+        let vm = self.vm(name)?;
+        let _guard = inner.tables.lock();
+        // Removed meanwhile: its place in the table may be another's by now.
+        if !inner.vms.read().get(&vm.id).is_some_and(|now| Arc::ptr_eq(now, &vm)) {
+            return Err(StoreError::NotFound(format!("no VM is named {name}")));
+        }
+        if !tables::authorise(&inner.arena, vm.id, &uuid, allow) {
+            return Err(StoreError::NoSpace(format!(
+                "VM {name} is authorised for {AUTHORISED_MAX} shared pools already"
+            )));
+        }
+        let mut authorised = vm.authorised.lock();
+        authorised.retain(|u| *u != uuid);
+        if allow {
+            authorised.push(uuid);
+        }
+        Ok(())
     }
 
     /// The pool of that number.
@@ -130,6 +166,15 @@ impl Store {
             vm.retired.add(&pool.counters);
         }
         Ok(())
+    }
+}
+
+/// Bytes as people write a uuid without dashes.
+struct Hex<'a>(&'a [u8]);
+
+impl std::fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
     }
 }
 

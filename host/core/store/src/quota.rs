@@ -103,6 +103,11 @@ impl Account {
         self.held.load(Ordering::Relaxed)
     }
 
+    /// Bytes of ephemeral slots held: what could be taken back.
+    pub fn freeable(&self) -> u64 {
+        self.ephemeral.load(Ordering::Relaxed)
+    }
+
     /// Bytes promised.
     pub fn reservation(&self) -> u64 {
         self.reservation.load(Ordering::Relaxed)

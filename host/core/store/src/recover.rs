@@ -21,7 +21,7 @@ use crate::layout::{BLOCK_SHIFT, BlockEntry, OS_PAGE, SlotHeader, seq_later};
 use crate::ops::DENSE_OBJECT;
 use crate::pool::{Pool, PoolId, Vm};
 use crate::quota::Account;
-use crate::stats::{Counters, bump};
+use crate::stats::bump;
 use crate::store::Inner;
 use crate::tables::{self, Place};
 
@@ -125,8 +125,7 @@ fn read_tables(inner: &Inner) -> Result<(u64, HashSet<PoolId>)> {
             Place::Taken(r) => {
                 let account = Account::recovered(&inner.budget, r.reservation, r.cap, r.weight);
                 account.set_frozen(r.frozen);
-                let vm = Vm { id, name: r.name, account: Arc::new(account), retired: Counters::default() };
-                inner.vms.write().insert(id, Arc::new(vm));
+                inner.vms.write().insert(id, Arc::new(Vm::new(id, r.name, account, r.authorised)));
             }
         }
     }

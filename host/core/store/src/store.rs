@@ -60,6 +60,8 @@ pub struct Totals {
     pub slots: u64,
     /// Compressed data in them.
     pub compressed: u64,
+    /// Bytes of slots that could be taken back: of ephemeral pages.
+    pub freeable: u64,
     /// Pages.
     pub pages: u64,
     /// Promised.
@@ -193,13 +195,13 @@ impl Store {
         drop(vms);
         let account = Account::new(&inner.budget, reservation, cap, weight)
             .ok_or_else(|| inner.no_reservation(reservation))?;
-        let record = VmRecord { name: name.into(), reservation, cap, weight, frozen: false };
+        let authorised = Vec::new();
+        let record = VmRecord { name: name.into(), reservation, cap, weight, frozen: false, authorised };
         if let Err(e) = tables::write_vm(&inner.arena, id, &record) {
             account.close(&inner.budget);
             return Err(e);
         }
-        let vm =
-            Vm { id, name: name.into(), account: Arc::new(account), retired: stats::Counters::default() };
+        let vm = Vm::new(id, name.into(), account, Vec::new());
         inner.vms.write().insert(id, Arc::new(vm));
         Ok(id)
     }
@@ -302,6 +304,7 @@ impl Store {
             t.compressed += pool.holding.compressed.load(Ordering::Relaxed);
             t.pages += pool.holding.pages.load(Ordering::Relaxed);
         }
+        t.freeable = inner.accounts().iter().map(|a| a.freeable()).sum();
         t.reserved = inner.vms.read().values().map(|v| v.account.reservation()).sum();
         t
     }
@@ -367,6 +370,7 @@ impl Inner {
             cap: a.cap(),
             weight: a.weight(),
             frozen: a.frozen(),
+            authorised: vm.authorised(),
         };
         tables::update_vm(&self.arena, vm.id, &record);
     }

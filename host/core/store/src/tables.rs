@@ -20,12 +20,18 @@ const DYING: u64 = u64::from_le_bytes(*b"tmemdyin");
 pub const NAME_MAX: usize = 63;
 /// VMs that can use one shared pool.
 pub const MEMBERS_MAX: usize = 16;
+/// Shared pools that a VM can be authorised for, as in Xen.
+pub const AUTHORISED_MAX: usize = 16;
 
-// VM entry: magic 0, check 8, name length 16, name 24..87; words that change from 96.
+// VM entry: magic 0, check 8, name length 16, name 24..87; words that change from 96. Uuids from 256:
+// which places are in use is the low half of the word at 120, a checksum of those its high half, so
+// that one store of one word adds a uuid or takes it away.
 const VM_FIXED: usize = 96;
 const VM_RESERVATION: u64 = 96;
 const VM_CAP: u64 = 104;
 const VM_WEIGHT_FROZEN: u64 = 112;
+const VM_AUTHORISED: u64 = 120;
+const VM_UUIDS: u64 = 256;
 
 // Pool entry: magic 0, check 8, flags 16, pages 24, uuid 32..48; words that change from 48.
 const POOL_FIXED: usize = 48;
@@ -45,6 +51,8 @@ pub(crate) struct VmRecord {
     pub cap: u64,
     pub weight: u32,
     pub frozen: bool,
+    /// Shared pools that it may join.
+    pub authorised: Vec<[u8; 16]>,
 }
 
 /// A pool's record.
@@ -107,7 +115,57 @@ fn parse_vm(e: &[u8]) -> Place<VmRecord> {
         cap: word(e, VM_CAP as usize),
         weight: changing as u32,
         frozen: changing >> 32 & 1 != 0,
+        authorised: authorised(e).into_iter().map(|(_, uuid)| uuid).collect(),
     })
+}
+
+/// Places and uuids that a VM is authorised for: none if they do not check.
+fn authorised(e: &[u8]) -> Vec<(usize, [u8; 16])> {
+    let state = word(e, VM_AUTHORISED as usize);
+    let places = e[VM_UUIDS as usize..].chunks_exact(16).take(AUTHORISED_MAX).enumerate();
+    let all: Vec<_> = places
+        .filter(|(place, _)| state >> place & 1 != 0)
+        .map(|(place, uuid)| {
+            let mut copy = [0; 16];
+            copy.copy_from_slice(uuid);
+            (place, copy)
+        })
+        .collect();
+    if state == authorised_word(&all) { all } else { Vec::new() }
+}
+
+fn authorised_word(all: &[(usize, [u8; 16])]) -> u64 {
+    if all.is_empty() {
+        return 0;
+    }
+    let bits = all.iter().fold(0u64, |bits, (place, _)| bits | 1 << place);
+    let mut bytes = bits.to_le_bytes().to_vec();
+    all.iter().for_each(|(_, uuid)| bytes.extend(uuid));
+    bits | XxHash3_64::oneshot(&bytes) >> 32 << 32
+}
+
+/// Adds a uuid to those that a VM is authorised for, or takes it away. False: there is no place.
+pub(crate) fn authorise(arena: &Arena, id: VmId, uuid: &[u8; 16], allow: bool) -> bool {
+    let at = vm_at(id);
+    let mut e = [0u8; VM_ENTRY];
+    arena.table_read(at, &mut e);
+    let mut all = authorised(&e);
+    let had = all.iter().position(|(_, u)| u == uuid);
+    match (had, allow) {
+        (Some(_), true) | (None, false) => return true,
+        (Some(i), false) => drop(all.remove(i)),
+        (None, true) => {
+            let Some(place) = (0..AUTHORISED_MAX).find(|p| all.iter().all(|(used, _)| used != p)) else {
+                return false;
+            };
+            // A place that is not in use may hold anything.
+            arena.table_write(at + VM_UUIDS + place as u64 * 16, uuid);
+            all.push((place, *uuid));
+            all.sort_unstable();
+        }
+    }
+    arena.table_store(at + VM_AUTHORISED, authorised_word(&all));
+    true
 }
 
 pub(crate) fn write_vm(arena: &Arena, id: VmId, vm: &VmRecord) -> Result<()> {
@@ -120,6 +178,8 @@ pub(crate) fn write_vm(arena: &Arena, id: VmId, vm: &VmRecord) -> Result<()> {
     let at = vm_at(id);
     arena.populate_table(at, VM_ENTRY as u64)?;
     update_vm(arena, id, vm);
+    // Nothing of who had this place before.
+    arena.table_store(at + VM_AUTHORISED, 0);
     let mut e = [0u8; VM_FIXED];
     e[16..24].copy_from_slice(&(vm.name.len() as u64).to_le_bytes());
     e[24..24 + vm.name.len()].copy_from_slice(vm.name.as_bytes());
@@ -129,7 +189,7 @@ pub(crate) fn write_vm(arena: &Arena, id: VmId, vm: &VmRecord) -> Result<()> {
     Ok(())
 }
 
-/// Writes what may change of a VM.
+/// Writes what may change of a VM, but for what it is authorised for.
 pub(crate) fn update_vm(arena: &Arena, id: VmId, vm: &VmRecord) {
     let at = vm_at(id);
     arena.table_store(at + VM_RESERVATION, vm.reservation);

@@ -66,7 +66,8 @@ impl Inner {
         evicted
     }
 
-    fn accounts(&self) -> Vec<Arc<Account>> {
+    /// Accounts of all VMs and shared pools.
+    pub fn accounts(&self) -> Vec<Arc<Account>> {
         let mut all: Vec<_> = self.vms.read().values().map(|v| v.account.clone()).collect();
         let pools = self.pools.read();
         all.extend(pools.values().filter(|p| p.spec.shared.is_some()).map(|p| p.account.clone()));

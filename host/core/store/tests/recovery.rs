@@ -204,7 +204,7 @@ fn damage_is_known_and_stays_known() {
     // A flip in every 64th KiB of the blocks: data, headers, or nothing.
     let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
     let len = file.metadata().unwrap().len();
-    let mut at = 12 << 20;
+    let mut at = 14 << 20;
     while at < len {
         let mut b = [0];
         file.read_exact_at(&mut b, at).unwrap();
@@ -282,6 +282,12 @@ fn what_is_no_arena_is_refused() {
     let other = dir.path().join("other");
     let _held = Store::open(&other, OPTIONS).unwrap();
     assert_eq!(Store::open(&other, OPTIONS).err().unwrap().kind(), "arena-locked");
+    // Another version's, refused as such.
+    filled(&dir.path().join("old"), 10);
+    let file = OpenOptions::new().write(true).open(dir.path().join("old")).unwrap();
+    file.write_all_at(&[1], 8).unwrap();
+    let error = Store::open(&dir.path().join("old"), OPTIONS).err().unwrap();
+    assert!(error.kind() == "arena-corrupt" && error.to_string().contains("format version 1"), "{error}");
     // A superblock that does not check.
     filled(&dir.path().join("third"), 10);
     let file = OpenOptions::new().write(true).open(dir.path().join("third")).unwrap();
@@ -294,9 +300,9 @@ fn a_pool_that_was_being_destroyed_is_gone() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let path = dir.path().join("arena");
     filled(&path, 100);
-    // The pool table follows the superblock page and 1 MiB of VMs; its entry's magic says dying.
+    // The pool table follows the superblock page and 2 MiB of VMs; its entry's magic says dying.
     let file = OpenOptions::new().write(true).open(&path).unwrap();
-    file.write_all_at(b"tmemdyin", 4096 + (1 << 20)).unwrap();
+    file.write_all_at(b"tmemdyin", 4096 + (2 << 20)).unwrap();
     let store = Store::open(&path, OPTIONS).unwrap();
     assert_eq!(store.recovery().leftovers, 100);
     assert_eq!((store.recovery().lost_pages, store.recovery().unreadable), (0, 0));
@@ -313,7 +319,7 @@ fn a_lost_pool_entry_damages_and_frees_nothing() {
     let path = dir.path().join("arena");
     filled(&path, 100);
     let file = OpenOptions::new().write(true).open(&path).unwrap();
-    file.write_all_at(&[0; 8], 4096 + (1 << 20)).unwrap();
+    file.write_all_at(&[0; 8], 4096 + (2 << 20)).unwrap();
     let store = Store::open(&path, OPTIONS).unwrap();
     assert_eq!(store.recovery().unreadable, 100);
     let held = store.totals().arena;

@@ -80,6 +80,9 @@ impl Run {
         let store = Store::open(path, OPTIONS).unwrap();
         store.vm_create("a", 8 << 20, NO_CAP, 100).unwrap();
         store.vm_create("b", 0, CAP, 100).unwrap();
+        for u in uses {
+            u.spec.shared.iter().for_each(|&uuid| store.shared_authorise(u.vm, uuid, true).unwrap());
+        }
         let pool = |u: &Use| store.pool_create(store.vm(u.vm).unwrap().id, u.spec).unwrap();
         let pools = uses.iter().map(pool).collect();
         let mut run = Self {

@@ -39,6 +39,9 @@ fn get(h: &Handle, object: u64, i: u32) -> (Get, Vec<u8>) {
 
 fn vm_with(store: &Store, name: &str, reservation: u64, weight: u32, spec: PoolSpec) -> Handle {
     let vm = store.vm_create(name, reservation, NO_CAP, weight).unwrap();
+    if let Some(uuid) = spec.shared {
+        store.shared_authorise(name, uuid, true).unwrap();
+    }
     store.handle(vm, store.pool_create(vm, spec).unwrap()).unwrap()
 }
 
@@ -96,7 +99,9 @@ fn ephemeral_pages_make_room_and_the_heavier_vm_keeps_more() {
     for i in 0..4000 {
         assert_eq!(put(&swap, 0, i, &noise(2, PAGE_SIZE)), Put::Stored, "page {i}");
     }
-    assert!(store.totals().slots <= 16 << 20);
+    let t = store.totals();
+    assert!(t.slots <= 16 << 20);
+    assert_eq!(t.freeable, light.vm().account.held() + heavy.vm().account.held());
 }
 
 #[test]
@@ -114,6 +119,55 @@ fn a_shared_pool_is_one_pool_and_outlives_a_member() {
     assert_eq!(get(&b, 9, 1), (Get::Hit, page));
     store.vm_remove("b").unwrap();
     assert_eq!(store.totals().pages, 0);
+}
+
+#[test]
+fn a_shared_pool_wants_authorisation_that_is_remembered() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let uuid = |n: u8| [n; 16];
+    let spec = |n| PoolSpec { shared: Some(uuid(n)), ..CACHE };
+    let mut store = open(dir.path(), 16 << 20);
+    for name in ["a", "b"] {
+        store.vm_create(name, 0, NO_CAP, 100).unwrap();
+    }
+    let id = |store: &Store, name: &str| store.vm(name).unwrap().id;
+    let refused = |store: &Store, name: &str, n| {
+        store.pool_create(id(store, name), spec(n)).err().is_some_and(|e| e.kind() == "not-authorised")
+    };
+    assert!(refused(&store, "a", 3), "not by default");
+    store.shared_authorise("a", uuid(3), true).unwrap();
+    store.shared_authorise("a", uuid(3), true).unwrap();
+    assert!(refused(&store, "a", 4) && refused(&store, "b", 3), "one VM, one uuid");
+    store.pool_create(id(&store, "a"), spec(3)).unwrap();
+    for n in 0..15 {
+        store.shared_authorise("b", uuid(100 + n), true).unwrap();
+    }
+    store.shared_authorise("b", uuid(3), true).unwrap();
+    assert_eq!(store.shared_authorise("b", uuid(4), true).err().unwrap().kind(), "no-space");
+    store.shared_authorise("b", uuid(107), false).unwrap();
+    store.shared_authorise("b", uuid(107), false).unwrap();
+    store.shared_authorise("b", uuid(4), true).unwrap();
+    assert_eq!(store.shared_authorise("c", uuid(4), true).err().unwrap().kind(), "not-found");
+    for _ in 0..2 {
+        drop(store);
+        store = open(dir.path(), 16 << 20);
+        let mut now = store.vm("b").unwrap().authorised();
+        now.sort_unstable();
+        let all = (0..15).map(|n| 100 + n).filter(|n| *n != 107);
+        assert_eq!(now, [3, 4].into_iter().chain(all).map(uuid).collect::<Vec<_>>());
+        assert!(refused(&store, "b", 107));
+        store.pool_create(id(&store, "b"), spec(3)).unwrap();
+    }
+    // Taken away: no new pool; what was joined stays until it is left.
+    store.shared_authorise("b", uuid(3), false).unwrap();
+    let pool = store.pools()[0].id;
+    assert!(store.handle(id(&store, "b"), pool).is_ok());
+    store.pool_destroy(id(&store, "b"), pool).unwrap();
+    assert!(refused(&store, "b", 3));
+    // A new VM in an old one's place of the table has nothing of it.
+    store.vm_remove("a").unwrap();
+    store.vm_create("a", 0, NO_CAP, 100).unwrap();
+    assert!(refused(&store, "a", 3) && store.vm("a").unwrap().authorised().is_empty());
 }
 
 #[test]
