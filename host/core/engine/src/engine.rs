@@ -68,6 +68,15 @@ impl Engine {
         self.options.features
     }
 
+    /// Prepares memory for puts to come. For the moment after a request, when nobody waits.
+    pub fn idle(&self) {
+        // What is prepared is the store's: any pool will do.
+        let pool = self.pools.read().values().next().cloned();
+        if let Some(pool) = pool {
+            pool.handle.idle();
+        }
+    }
+
     /// A channel of this VM, on which no HELLO was said yet.
     pub fn session(self: &Arc<Self>) -> Session {
         Session::new(self.clone())

@@ -23,4 +23,5 @@ pub use counters::Counters;
 pub use engine::{Engine, Options, SUPPORTED};
 pub use memory::Segment;
 pub use scratch::Scratch;
-pub use session::{REPLY_MAX, Session};
+pub use session::{REPLY_MAX, Served, Session};
+pub use tmem_abi::wire::REPLY_SIZE;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tmem_abi::wire::{DATA_MAX, ITEM_SIZE, REPLY_SIZE, REQUEST_SIZE, VERSION};
-use tmem_abi::{Agreed, Guest, Header, Reply, Request, Shape, Status, parse};
+use tmem_abi::{Agreed, Guest, Header, Op, Reply, Request, Shape, Status, parse};
 
 use crate::counters::Counters;
 use crate::engine::{Engine, Pool};
@@ -18,6 +18,17 @@ pub const REPLY_MAX: usize = REPLY_SIZE + DATA_MAX as usize;
 
 /// Set while HELLO was said; the features are below.
 const SAID: u64 = 1 << 63;
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Served {
+    /// What was asked for; `None` if that is no operation.
+    pub op: Option<Op>,
+    /// What was answered.
+    pub status: Status,
+    /// Bytes of the reply and its data.
+    pub length: usize,
+}
 
 /// A channel of a VM. Requests of several queues may be served at once.
 pub struct Session {
@@ -64,6 +75,20 @@ impl Session {
         writable: &[Segment],
         scratch: &mut Scratch,
     ) -> Option<usize> {
+        // SAFETY: by the caller.
+        unsafe { self.serve_told(readable, writable, scratch) }.map(|served| served.length)
+    }
+
+    /// As [`Self::serve`], and tells what the request was and how it went.
+    ///
+    /// # Safety
+    /// As [`Self::serve`].
+    pub unsafe fn serve_told(
+        &self,
+        readable: &[Segment],
+        writable: &[Segment],
+        scratch: &mut Scratch,
+    ) -> Option<Served> {
         let room = total(writable).checked_sub(REPLY_SIZE as u64)?;
         let mut from = Cursor::new(readable);
         let mut raw = [0; REQUEST_SIZE];
@@ -97,7 +122,8 @@ impl Session {
         }
         // SAFETY: by the caller.
         unsafe { Cursor::new(writable).write(&reply.encode()) };
-        Some(REPLY_SIZE + answer.fetched)
+        let length = REPLY_SIZE + answer.fetched;
+        Some(Served { op: Op::from_wire(header.op), status: answer.status, length })
     }
 
     /// Serves a request that came in one piece; the reply goes to the front of `reply`, which may
