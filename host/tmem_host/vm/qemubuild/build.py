@@ -77,30 +77,46 @@ def compile_tree(tree: Tree, recipe: Recipe) -> None:
 
 
 def _configure(tree: Tree, recipe: Recipe) -> None:
-    arguments = [*recipe.configuration, *_capi(tree, recipe)]
+    """QEMU's configure if it was not run like this before; a change of the C ABI's option alone needs only meson.
+
+    After a full configure everything is compiled again, as its Python environment is new.
+    """
+    wanted = [list(recipe.configuration), recipe.requirements.read_text()]
+    option = _capi(tree, recipe)
     state = tree.folder / "configured.json"
-    wanted = json.dumps([arguments, recipe.requirements.read_text()])
-    if state.is_file() and state.read_text() == wanted:
+    before = json.loads(state.read_text()) if state.is_file() else None
+    if before == [wanted, option]:
         return
     state.unlink(missing_ok=True)
+    print(f"tmem: configuring QEMU {recipe.base.version}", file=sys.stderr)
+    # meson refuses to go on without an option that it once was given
+    if before is not None and before[0] == wanted and option:
+        meson = str(tree.build / "pyvenv" / "bin" / "meson")
+        _run([meson, "setup", "--reconfigure", *option, ".", str(tree.source)], tree, "QEMU cannot be configured")
+    else:
+        _configure_all(tree, recipe, option)
+    state.write_text(json.dumps([wanted, option]))
+
+
+def _configure_all(tree: Tree, recipe: Recipe, option: list[str]) -> None:
     if shutil.which("ninja") is None:
         raise Unavailable("ninja is missing", "install ninja-build, or run scripts/install-deps")
-    print(f"tmem: configuring QEMU {recipe.base.version}", file=sys.stderr)
     tree.build.mkdir(exist_ok=True)
     shutil.rmtree(tree.tools, ignore_errors=True)
     _run([sys.executable, "-m", "venv", str(tree.tools)], tree, "no virtual environment for meson")
     pip = [str(tree.tools / "bin" / "python"), "-m", "pip", "install", "--quiet", "--require-hashes", "--no-deps"]
     _run([*pip, "--only-binary", ":all:", "-r", str(recipe.requirements)], tree, "meson cannot be had")
-    configure = [str(tree.source / "configure"), f"--python={tree.tools / 'bin' / 'python'}", *arguments]
-    _run(configure, tree, "QEMU cannot be configured")
-    state.write_text(wanted)
+    program = [str(tree.source / "configure"), f"--python={tree.tools / 'bin' / 'python'}"]
+    _run([*program, *recipe.configuration, *option], tree, "QEMU cannot be configured")
 
 
 def _capi(tree: Tree, recipe: Recipe) -> list[str]:
-    """Copies the C ABI to where builds find it, so that another place of it is no reason to configure anew."""
+    """The meson option, if the tree has it, for a copy of the C ABI whose place never changes."""
     options = (tree.source / "meson_options.txt").read_text()
-    if recipe.capi is None or f"option('{CAPI_OPTION}'" not in options:
+    if f"option('{CAPI_OPTION}'" not in options:
         return []
+    if recipe.capi is None:
+        return [f"-D{CAPI_OPTION}="]
     staged = tree.folder / "capi"
     staged.mkdir(exist_ok=True)
     for path in recipe.capi_files():

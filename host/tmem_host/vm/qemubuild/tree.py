@@ -112,6 +112,8 @@ def _make(recipe: Recipe, tree: Tree) -> None:
         _slim(made.source)
         made.git("init", "--quiet", f"--initial-branch={BRANCH}", environment=_PLAIN)
         made.git("config", "gc.auto", "0")
+        # meson's lock
+        (made.source / ".git" / "info" / "exclude").write_text("/subprojects/.wraplock\n")
         # Forced: QEMU's .gitignore leaves out files that Debian's archive has.
         made.git("add", "--all", "--force", environment=_PLAIN)
         message = f"{recipe.base.name} {recipe.base.version} with the distribution's patches"
