@@ -5,6 +5,7 @@
 mod bench;
 mod blk;
 mod channel;
+mod engine;
 mod error;
 mod exit;
 mod fleet;
@@ -17,6 +18,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("CoreError", m.py().get_type::<error::CoreError>())?;
     m.add_class::<store::PyStore>()?;
     m.add_class::<blk::PyBlkServer>()?;
+    m.add_class::<engine::PyEngine>()?;
     m.add_function(wrap_pyfunction!(bench::bench_store, m)?)?;
     m.add_function(wrap_pyfunction!(bench::bench_codec, m)?)?;
     m.add_function(wrap_pyfunction!(bench::bench_block, m)?)?;
