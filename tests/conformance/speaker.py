@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the suite needs of a speaker, and what a case is."""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from tmem_host.channel.abi import Feature
+
+#: What every host has.
+NO_FEATURES = Feature(0)
+
+
+class Ability(enum.Flag):
+    """What not every speaker can do."""
+
+    NONE = 0
+    #: Offer less room for data than a reply needs, as a virtqueue can.
+    ROOM = enum.auto()
+    #: Freeze and thaw the VM.
+    FREEZE = enum.auto()
+    #: Bound what the VM holds.
+    CAP = enum.auto()
+    #: Authorise the VM for shared pools.
+    AUTHORISE = enum.auto()
+    #: Be a second VM of the same host.
+    PEER = enum.auto()
+    #: Be a second channel of the same VM.
+    CHANNEL = enum.auto()
+    #: Lose pages of the VM, as a host that is damaged does.
+    LOSE = enum.auto()
+
+
+class Speaker(ABC):
+    """A channel of one VM. The methods below the first three are for those who say so in ``can``."""
+
+    can: Ability = Ability.NONE
+    #: Features that the host offers.
+    features: Feature
+
+    @abstractmethod
+    def request(self, message: bytes, room: int | None = None) -> bytes:
+        """Sends a request with its data; the reply with its data, cut to the length that was used.
+
+        ``room``: bytes of data that fit behind the reply; by default as many as any request fetches.
+        """
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Makes the channel one on which no HELLO was said, as a device reset or a new connection does."""
+
+    def freeze(self, frozen: bool) -> None:
+        raise NotImplementedError
+
+    def set_cap(self, cap: int | None) -> None:
+        """Bounds what the VM holds: bytes, at least a page's; None: no more."""
+        raise NotImplementedError
+
+    def authorise(self, uuid: bytes, allowed: bool) -> None:
+        raise NotImplementedError
+
+    def peer(self) -> Speaker:
+        """A channel of another VM of the same host: the same one each time."""
+        raise NotImplementedError
+
+    def channel(self) -> Speaker:
+        """Another channel of the same VM."""
+        raise NotImplementedError
+
+    def lose(self, lost: bool) -> None:
+        """From now on every get of this VM finds the page lost, or no longer."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table."""
+
+    name: str
+    act: Callable[[Speaker], None]
+    can: Ability = Ability.NONE
+    features: Feature = NO_FEATURES
+
+    def __str__(self) -> str:
+        return self.name
+
+    def run(self, speaker: Speaker) -> None:
+        """Raises AssertionError, or skips what cannot be."""
+        if self.can & ~speaker.can:
+            pytest.skip(f"this speaker has no {self.can & ~speaker.can!r}")
+        if self.features & ~speaker.features:
+            pytest.skip(f"this host does not offer {self.features & ~speaker.features!r}")
+        self.act(speaker)
