@@ -17,7 +17,7 @@ use crate::session::Session;
 
 /// Features that the store can serve.
 pub const SUPPORTED: u64 =
-    feature::BATCH | feature::LIST | feature::RANGE | feature::EXCHANGE | feature::NEW_PAGE;
+    feature::BATCH | feature::LIST | feature::RANGE | feature::EXCHANGE | feature::SHARED | feature::NEW_PAGE;
 
 /// How requests of a VM are served.
 #[derive(Clone, Copy, Debug)]
@@ -109,16 +109,25 @@ impl Engine {
     /// Makes a pool, or finds the one that is there: its number, and whether it was there.
     pub(crate) fn make(&self, new: &NewPool) -> std::result::Result<(u32, bool), Status> {
         let mut by_uuid = self.making.lock();
-        let mine: Vec<_> =
-            self.store.pools().into_iter().filter(|p| p.members.lock().contains(&self.vm)).collect();
-        if let Name::Attach(uuid) = new.name
-            && let Some(pool) = by_uuid.get(&uuid).and_then(|id| mine.iter().find(|p| p.id == *id))
+        let all = self.store.pools();
+        let mine = |p: &&Arc<StorePool>| p.members.lock().contains(&self.vm);
+        let there = match new.name {
+            Name::Private => None,
+            Name::Attach(uuid) => {
+                by_uuid.get(&uuid).and_then(|id| all.iter().filter(mine).find(|p| p.id == *id))
+            }
+            Name::Shared(uuid) => all.iter().find(|p| p.spec.shared == Some(uuid)),
+        };
+        if let Some(pool) = there
+            && (shape(pool) != new.shape() || pool.spec.persistent != new.persistent)
         {
-            let same = shape(pool) == new.shape() && pool.spec.persistent == new.persistent;
-            return if same { Ok((u32::from(pool.id), true)) } else { Err(Status::NotPermitted) };
-        }
-        if mine.len() >= POOLS_MAX as usize {
             return Err(Status::NotPermitted);
+        }
+        match there {
+            Some(pool) if pool.spec.shared.is_none() => return Ok((u32::from(pool.id), true)),
+            Some(pool) if mine(&pool) => {}
+            _ if all.iter().filter(mine).count() >= POOLS_MAX as usize => return Err(Status::NotPermitted),
+            _ => {}
         }
         let promise = new.pages.map_or(0, |pages| worst_case_bytes(u64::from(pages)));
         self.promise(promise)?;
@@ -128,7 +137,7 @@ impl Engine {
                     by_uuid.insert(uuid, id);
                 }
                 self.pools.write().remove(&u32::from(id));
-                Ok((u32::from(id), false))
+                Ok((u32::from(id), there.is_some()))
             }
             Err(e) => {
                 self.release(promise);
@@ -196,7 +205,7 @@ fn shape(pool: &StorePool) -> Shape {
 fn refusal(e: &StoreError) -> Status {
     match e {
         StoreError::NoSpace(_) => Status::NoRoom,
-        StoreError::Invalid(_) | StoreError::Exists(_) => Status::NotPermitted,
+        StoreError::Invalid(_) | StoreError::Exists(_) | StoreError::NotAuthorised(_) => Status::NotPermitted,
         _ => Status::HostError,
     }
 }
