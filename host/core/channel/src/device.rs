@@ -21,7 +21,7 @@ pub struct Names {
     pub ops: &'static [&'static str],
     /// Why chains are malformed.
     pub malformed: &'static [&'static str],
-    /// Why the store does not take or give a page.
+    /// Why a request is refused, or the store does not take or give a page.
     pub refused: &'static [&'static str],
 }
 
@@ -38,6 +38,9 @@ pub trait DeviceModel: Send + Sync + 'static {
 
     /// The driver, or the frontend for it, writes to the configuration space: any offset, any bytes.
     fn write_config(&self, _offset: usize, _data: &[u8]) {}
+
+    /// The frontend is gone, or resets the device: what was agreed on with the driver is void.
+    fn reset(&self) {}
 
     /// A handler for one queue that starts.
     fn queue(self: Arc<Self>) -> Box<dyn QueueHandler>;

@@ -6,6 +6,8 @@
 
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
+/// A run of bytes, here in one mapped guest region: valid only as long as the memory map it was made from lives.
+pub use tmem_engine::Segment;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 /// Alignment, in bytes, that the channel promises for page pointers it hands to a store.
@@ -13,15 +15,6 @@ pub const PAGE_POINTER_ALIGN: usize = 8;
 
 /// Bytes of `struct virtq_desc`.
 pub(crate) const DESCRIPTOR_SIZE: usize = 16;
-
-/// A run of bytes in one mapped guest region.
-///
-/// Valid only as long as the memory map it was made from lives.
-#[derive(Clone, Copy, Debug)]
-pub struct Segment {
-    pub(crate) ptr: *mut u8,
-    pub(crate) len: usize,
-}
 
 /// A descriptor table resolved to host memory.
 #[derive(Clone, Copy, Debug)]

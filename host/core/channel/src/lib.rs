@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`device`] | what a device is to the rest: features, configuration space, names of counters, a handler for each queue |
 //! | [`blk`] | virtio-blk, for stock guests: sectors are pages of a swap pool |
+//! | [`tmem`] | the tmem ABI, for guests with a driver: requests go to the engine of the VM |
 //! | [`chain`] | walks a descriptor chain into proven buffers |
 //! | [`guest`] | guest memory: proven places, copies made once |
 //! | [`ring`] | a running virtqueue: in-order completion, notifications |
@@ -33,6 +34,7 @@ pub mod server;
 mod session;
 mod socket;
 pub mod stats;
+pub mod tmem;
 mod worker;
 
 pub use blk::{

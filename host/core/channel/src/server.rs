@@ -223,7 +223,7 @@ impl Control {
         if catch_unwind(AssertUnwindSafe(|| self.converse(stream, session.clone()))).is_err() {
             log::error!("a vhost-user session panicked");
         }
-        session.lock().unwrap_or_else(PoisonError::into_inner).stop_all();
+        session.lock().unwrap_or_else(PoisonError::into_inner).end();
         *self.stream.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.state.store(ChannelState::Listening as u8, Ordering::Relaxed);
     }

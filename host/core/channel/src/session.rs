@@ -103,14 +103,19 @@ impl Session {
         Session { home, features: 0, memory: Memory::default(), vrings }
     }
 
-    /// Stops every vring: the frontend is gone, or wants a fresh start.
-    pub(crate) fn stop_all(&mut self) {
+    fn stop_all(&mut self) {
         for queue in 0..self.vrings.len() {
             let base = self.stop(queue).unwrap_or(None);
             let vring = &mut self.vrings[queue];
             vring.base = base.unwrap_or(vring.base);
             vring.kick = None;
         }
+    }
+
+    /// Stops every vring, and forgets what was agreed on with the driver.
+    pub(crate) fn end(&mut self) {
+        self.stop_all();
+        self.home.device.reset();
     }
 
     fn offered(&self) -> u64 {
@@ -211,7 +216,7 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn reset_owner(&mut self) -> Result<()> {
-        self.stop_all();
+        self.end();
         self.features = 0;
         Ok(())
     }
