@@ -131,7 +131,7 @@ struct tmem_item {
 #define TMEM_POOL_PERSISTENT	(1ull << 0)	/* else ephemeral */
 #define TMEM_POOL_SHARED	(1ull << 1)	/* with every VM that is authorised for the uuid */
 #define TMEM_POOL_PACKED	(1ull << 2)	/* the guest compresses */
-#define TMEM_POOL_ATTACH	(1ull << 3)	/* private: the VM's pool of this uuid, if there is one */
+#define TMEM_POOL_ATTACH	(1ull << 3)	/* private: the VM's pool of this uuid, if any */
 #define TMEM_POOL_ORDER_SHIFT	4		/* page size: 4 KiB << order, order 0 to 9 */
 #define TMEM_POOL_ORDER_MASK	(0xfull << TMEM_POOL_ORDER_SHIFT)
 #define TMEM_POOL_CODEC_SHIFT	8		/* packed: TMEM_CODEC_*; else 0 */
@@ -269,6 +269,9 @@ struct tmem_frame {
  * has exactly the request's length; what is writable may be longer than needed. The used length
  * counts reply and data of the reply. A chain with no room for a reply is not served: it comes
  * back with length 0.
+ * Without F_INLINE what is writable may not overlap what is readable (BAD_LENGTH), also for an
+ * EXCHANGE: a host that is restarted serves the request that it was at once more, from what the
+ * guest sent. So every request bears to be done twice; see host/core/channel/src/tmem/mod.rs.
  */
 #define VIRTIO_ID_TMEM		63
 
