@@ -122,7 +122,7 @@ impl FrameReader {
     ///
     /// # Errors
     /// No frame: then and ever after.
-    pub fn next<'a>(&'a mut self, input: &mut &'a [u8]) -> Result<Option<Frame<'a>>, BadFrame> {
+    pub fn next<'f, 'i: 'f>(&'f mut self, input: &mut &'i [u8]) -> Result<Option<Frame<'f>>, BadFrame> {
         if std::mem::take(&mut self.spent) {
             self.buffer.clear();
             // What was needed once for a page of 2 MiB is not kept for small ones.
@@ -188,7 +188,7 @@ impl FrameReader {
     }
 
     /// Drops bytes until the SYNC that is waited for.
-    fn seek<'a>(&'a mut self, input: &mut &'a [u8]) -> Option<Frame<'a>> {
+    fn seek(&mut self, input: &mut &[u8]) -> Option<Frame<'_>> {
         const WHOLE: usize = FRAME_SIZE + SYNC_SIZE;
         let head = header(Kind::Sync, SYNC_SIZE as u32);
         let mut pattern = head.to_vec();
