@@ -21,7 +21,9 @@ from tmem_host.config import cache_dir, default_arena, default_limit, format_siz
 from tmem_host.errors import TmemError, one_line
 
 #: Guest kernels that the tests and benches use.
-KERNELS: Final = ("6.1", "6.12")
+KERNELS: Final = ("5.10", "6.1", "6.12")
+#: The one that guests have unless another is asked for.
+TRIAL_KERNEL: Final = "6.1"
 #: Seconds for a tool to say its version.
 VERSION_DEADLINE: Final = 10.0
 
@@ -158,7 +160,7 @@ def _accelerator() -> Finding:
     from tmem_host.vm.images import guest_image
 
     try:
-        found = asyncio.run(find_accelerator("qemu-system-x86_64", guest_image(KERNELS[0])))
+        found = asyncio.run(find_accelerator("qemu-system-x86_64", guest_image(TRIAL_KERNEL)))
     except TmemError as error:
         return Finding(subject="accelerator", state="limited", found=error.message, advice=error.hint)
     said = f"{found.name}: {one_line(found.why)}"

@@ -126,7 +126,7 @@ async def test_block_io(series: str, tmp_path: Path, request: pytest.FixtureRequ
 
 
 async def test_two_vms_side_by_side(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    specs = [VmSpec(f"vm{n}", guest_image(s), MEMORY_MIB, workdir=tmp_path / s) for n, s in enumerate(SERIES)]
+    specs = [VmSpec(f"vm{n}", guest_image(s), MEMORY_MIB, workdir=tmp_path / s) for n, s in enumerate(SERIES[:2])]
     async with running_vm(specs[0], request) as first, running_vm(specs[1], request) as second:
         hellos = await asyncio.gather(first.agent.hello(), second.agent.hello())
         assert [hello["kernel"] for hello in hellos] == [spec.kernel.version for spec in specs]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def hog(
-    kernel: Annotated[str, typer.Option(help="Guest kernel: 6.1 or 6.12.")] = "6.1",
+    kernel: Annotated[str, typer.Option(help="Guest kernel: 5.10, 6.1 or 6.12.")] = "6.1",
     vcpus: Annotated[int, typer.Option(min=1, max=16)] = 1,
     codec: Annotated[str, typer.Option("--codec", parser=either(CODECS), metavar="|".join(CODECS))] = "lz4",
     memory: Annotated[int, typer.Option(min=96, help="Guest memory in MiB.")] = 128,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Guest images in the cache: where they are, and how they get there.
 
-``python -m tmem_host.vm.images build [--kernel 6.1] [--kernel 6.12]`` makes those that are missing; ``lock`` pins the
-versions that the mirror has now.
+``python -m tmem_host.vm.images build [--kernel SERIES ...]`` makes those that are missing; ``lock`` pins what the
+mirror has now.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from tmem_host.config import cache_dir
 from tmem_host.errors import InvalidInput, NotFound, TmemError
 from tmem_host.vm.imagebuild import apt, build, lockfile
 
-SERIES: Final = ("6.1", "6.12")
+SERIES: Final = ("5.10", "6.1", "6.12")
 #: Raised when the code that builds (not what goes in) changes what comes out.
-_BUILDER: Final = 1
+_BUILDER: Final = 2
 
 
 @dataclass(frozen=True)
