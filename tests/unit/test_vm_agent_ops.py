@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from tmem_guest import blockio, hog, pages, swap
+from tmem_guest import blockio, hog, modules, pages, swap
 from tmem_guest.protocol import OpError, Request
 
 
@@ -70,3 +70,24 @@ def test_ram_segments_leave_out_notes_and_what_has_no_physical_address() -> None
 def test_ram_segments_of_something_else() -> None:
     with pytest.raises(OpError):
         pages.ram_segments(bytes(64))
+
+
+@pytest.mark.parametrize("path", ["", "/etc/passwd", "../etc", "tmem/../../x", "tmem//version", "./x"])
+def test_paths_outside_debugfs_are_refused(path: str) -> None:
+    with pytest.raises(OpError):
+        modules.debugfs_path(Request(1, "debugfs_read", {"path": path}))
+
+
+def test_debugfs_path() -> None:
+    assert (
+        modules.debugfs_path(Request(1, "debugfs_read", {"path": "tmem/version"})) == "/sys/kernel/debug/tmem/version"
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"name": "../x"}, {"name": ""}, {"parameters": []}, {"parameters": {"a": "b c=d"}}, {"name": 1}]
+)
+def test_bad_module_arguments_are_refused(arguments: dict[str, object]) -> None:
+    with pytest.raises(OpError) as refused:
+        modules.module_load(Request(1, "module_load", arguments))
+    assert refused.value.kind == "invalid"

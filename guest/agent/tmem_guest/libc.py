@@ -31,6 +31,20 @@ def mlockall() -> None:
     _checked(_libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT))
 
 
+# asm/unistd_64.h: libc has no functions for these
+_SYS_DELETE_MODULE, _SYS_FINIT_MODULE = 176, 313
+
+
+def finit_module(fd: int, parameters: str) -> None:
+    """Loads the module that is open as fd."""
+    _checked(_libc.syscall(_SYS_FINIT_MODULE, fd, parameters.encode(), 0))
+
+
+def delete_module(name: str) -> None:
+    """Unloads a module; never waits for its users."""
+    _checked(_libc.syscall(_SYS_DELETE_MODULE, name.encode(), os.O_NONBLOCK))
+
+
 def power_off() -> None:
     """Never returns when it works."""
     _checked(_libc.reboot(0x4321FEDC))

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable
 
-from . import blockio, hog, pages, protocol, stats, swap
+from . import blockio, hog, modules, pages, protocol, stats, swap
 from .protocol import FAILED, INVALID, OpError, Refusal, Request
 
 Operation = Callable[[Request], dict[str, object]]
@@ -24,6 +24,9 @@ LONG: dict[str, Operation] = {
     "swap_off": swap.swap_off,
     "zram_setup": swap.zram_setup,
     "io": blockio.io,
+    "module_load": modules.module_load,
+    "module_unload": modules.module_unload,
+    "debugfs_read": modules.debugfs_read,
 }
 
 

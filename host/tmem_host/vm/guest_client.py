@@ -325,6 +325,20 @@ class GuestClient:
             "io", timeout=timeout, serial=serial, action=action, offset=offset, bytes=size, block=block, seed=seed
         )
 
+    async def module_load(self, name: str = "tmem", *, timeout: float = 60.0, **parameters: str | int | bool) -> Json:
+        """Loads a module that came with the initramfs (tmem_host.vm.modulebuild.module.with_module)."""
+        words = {key: int(value) if isinstance(value, bool) else value for key, value in parameters.items()}
+        return await self.request("module_load", timeout=timeout, name=name, parameters=words)
+
+    async def module_unload(self, name: str = "tmem", *, timeout: float = 60.0) -> Json:
+        """Raises GuestRefused, kind busy, while something uses it."""
+        return await self.request("module_unload", timeout=timeout, name=name)
+
+    async def debugfs_read(self, path: str, *, timeout: float = 30.0) -> str:
+        """A file below /sys/kernel/debug, as in ``tmem/version``."""
+        text: str = (await self.request("debugfs_read", timeout=timeout, path=path))["text"]
+        return text
+
     async def shutdown(self, timeout: float = 10.0) -> None:
         """Asks the guest to power off; the channel closes soon after."""
         await self.request("shutdown", timeout=timeout)

@@ -90,7 +90,7 @@ def root_tree(kernel_tree: Path, userland: Path, hog: Path, sources: Sources, ro
     """Fills ``root`` with the tree of the read-only root disk."""
     contents = tomllib.loads(sources.contents.read_text())
     stdlib = root / "usr" / "lib" / PYTHON
-    for folder in ("bin", "dev", "proc", "sys", "lib/modules", LIBRARIES, "lib64", "usr/bin"):
+    for folder in ("bin", "dev", "proc", "run", "sys", "lib/modules", LIBRARIES, "lib64", "usr/bin"):
         (root / folder).mkdir(parents=True)
     shutil.copy(userland / "bin" / "busybox", root / "bin" / "busybox")
     shutil.copy(hog, root / "bin" / "hog")

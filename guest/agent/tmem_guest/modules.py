@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kernel modules that the host handed over with the initramfs, and what they show in debugfs."""
+
+import os
+
+from . import libc, procs
+from .protocol import BUSY, FAILED, INVALID, NOT_FOUND, OpError, Request
+
+#: guest/image/init puts there what came with the initramfs.
+HANDED = "/run"
+DEBUGFS = "/sys/kernel/debug"
+#: Bytes of a debugfs file in one answer, at most.
+LONGEST = 128 * 1024
+
+
+def _name(request: Request) -> str:
+    name = request.text("name", "tmem")
+    if not name.replace("_", "").isalnum():
+        raise OpError(INVALID, "name must be a module's name")
+    return name
+
+
+def _words(value: object) -> str:
+    """Parameters as the kernel takes them."""
+    if not isinstance(value, dict):
+        raise OpError(INVALID, "parameters must be an object")
+    words = [f"{key}={value}" for key, value in value.items()]
+    if any(not word.isprintable() or set(word) & set(" \"'") for word in words):
+        raise OpError(INVALID, "parameters must be plain words")
+    return " ".join(words)
+
+
+def module_load(request: Request) -> dict[str, object]:
+    """{name="tmem", parameters={}} -> {name}; what the module says is in the kernel's log."""
+    name = _name(request)
+    parameters = _words(request.args.get("parameters", {}))
+    try:
+        fd = os.open(f"{HANDED}/{name}.ko", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise OpError(NOT_FOUND, f"the host handed over no {name}.ko") from None
+    try:
+        libc.finit_module(fd, parameters)
+    except FileExistsError:
+        raise OpError(BUSY, f"{name} is loaded already") from None
+    except OSError as error:
+        raise OpError(FAILED, f"{name} does not load: {error.strerror}") from error
+    finally:
+        os.close(fd)
+    return {"name": name}
+
+
+def module_unload(request: Request) -> dict[str, object]:
+    """{name="tmem"} -> {name}; refused as busy while something uses the module."""
+    name = _name(request)
+    try:
+        libc.delete_module(name)
+    except FileNotFoundError:
+        raise OpError(NOT_FOUND, f"{name} is not loaded") from None
+    except OSError as error:
+        raise OpError(BUSY, f"{name} does not unload: {error.strerror}") from error
+    return {"name": name}
+
+
+def debugfs_path(request: Request) -> str:
+    """The file that a request names, below debugfs and nowhere else."""
+    parts = request.text("path").split("/")
+    if any(part in ("", ".", "..") for part in parts):
+        raise OpError(INVALID, "path must name a file below debugfs, as in tmem/version")
+    return "/".join([DEBUGFS, *parts])
+
+
+def debugfs_read(request: Request) -> dict[str, object]:
+    """{path} -> {text}; debugfs is mounted on the first call."""
+    path = debugfs_path(request)
+    if not os.path.ismount(DEBUGFS):
+        procs.run(["/bin/busybox", "mount", "-t", "debugfs", "debugfs", DEBUGFS])
+    try:
+        with open(path, encoding="ascii", errors="replace") as stream:
+            return {"text": stream.read(LONGEST)}
+    except FileNotFoundError:
+        raise OpError(NOT_FOUND, f"there is no {path}") from None
+    except OSError as error:
+        raise OpError(FAILED, f"{path}: {error.strerror}") from error
