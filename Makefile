@@ -17,7 +17,7 @@ PY_SOURCES := host/tmem_host tests scripts $(wildcard guest/agent)
 FUZZ_SECONDS ?= 600
 OUT ?= out/demo
 
-.PHONY: help deps build core guests qemu comparators check lint rust-test py-test test demo fuzz lock clean distclean
+.PHONY: help deps build core guests module module-check qemu comparators check lint rust-test py-test test demo fuzz lock clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,6 +43,12 @@ $(VENV)/.core: $(VENV)/.requirements pyproject.toml $(CORE_SOURCES)
 guests: build ## build the guest images that are not in the cache yet
 	$(BIN)/python -m tmem_host.vm.images build
 
+module: build ## build the guest's module for every guest kernel, if it is not in the cache yet
+	$(BIN)/python -m tmem_host.vm.modulebuild build
+
+module-check: build ## checkpatch.pl and sparse over the guest's module
+	@$(BIN)/python -m tmem_host.vm.modulebuild check
+
 qemu: build ## build the patched QEMU of qemu-patches/, if it is not in the cache yet
 	@qemu-patches/build
 
@@ -61,7 +67,7 @@ py-test: build ## the Python tests that boot no virtual machine
 
 check: lint rust-test py-test ## the quick ring: lint, types, Rust and Python tests without virtual machines
 
-test: lint rust-test guests ## everything, with virtual machines; the last line is pytest's summary
+test: lint rust-test guests module ## everything, with virtual machines; the last line is pytest's summary
 	$(BIN)/pytest -rs
 
 comparators: build ## what the benches compare with (qemu-storage-daemon, fio of Debian 13), if it is not in the cache yet

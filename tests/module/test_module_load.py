@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tmem.ko in real guests: it loads, tests itself, shows its files and unloads, and the kernel has nothing to say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from framework.console import complaints
+from framework.vm import MEMORY_MIB, running_vm
+from tmem_host.vm.guest_client import GuestRefused
+from tmem_host.vm.images import SERIES, guest_image
+from tmem_host.vm.modulebuild.module import guest_module, with_module
+from tmem_host.vm.spec import VmSpec
+
+pytestmark = pytest.mark.vm
+
+
+def with_tmem(folder: Path, series: str) -> VmSpec:
+    image = with_module(guest_image(series), guest_module(series))
+    return VmSpec("module", image, MEMORY_MIB, workdir=folder / "vm")
+
+
+@pytest.mark.parametrize("series", SERIES)
+async def test_load_selftest_debugfs_unload(series: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    async with running_vm(with_tmem(tmp_path, series), request) as vm:
+        await vm.agent.module_load(selftest=True)
+        assert "abi 1" in (await vm.agent.debugfs_read("tmem/version")).splitlines()
+        with pytest.raises(GuestRefused) as twice:
+            await vm.agent.module_load()
+        assert twice.value.kind == "busy"
+        await vm.agent.module_unload()
+        with pytest.raises(GuestRefused) as gone:
+            await vm.agent.debugfs_read("tmem/version")
+        assert gone.value.kind == "not-found"
+        await vm.agent.module_load()
+        await vm.agent.module_unload()
+        log = str((await vm.agent.request("dmesg"))["text"])
+        assert "self-tests passed" in log
+        assert complaints(log) == []
+    assert complaints(vm.console_log.read_text(errors="replace")) == []
+
+
+async def test_guest_without_the_module_says_so(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    spec = VmSpec("none", guest_image("6.1"), MEMORY_MIB, workdir=tmp_path / "vm")
+    async with running_vm(spec, request) as vm:
+        with pytest.raises(GuestRefused) as missing:
+            await vm.agent.module_load()
+        assert missing.value.kind == "not-found"
