@@ -40,6 +40,9 @@ class CoreSpeaker(Speaker):
     def store(self) -> Store:
         return self._store
 
+    def stats(self) -> dict[str, int]:
+        return self._engine.stats()
+
     def request(self, message: bytes, room: int | None = None) -> bytes:
         return self._engine.request(message, room)
 
