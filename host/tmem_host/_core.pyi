@@ -100,6 +100,19 @@ class Engine:
     def stats(self) -> dict[str, int]:
         """Requests by operation, answers by status, pages that were copied and that were not."""
 
+class TmemServer:
+    """Serves a VM's requests (``guest/abi/tmem_abi.h``) as a vhost-user device of virtio id 63 on a Unix socket.
+
+    It is a channel of ``engine``'s VM of its own, all queues together: see :meth:`Engine.channel`.
+    """
+
+    def __init__(self, engine: Engine, socket: str, *, queues: int = 2, poll_us: int = 0) -> None: ...
+    def stats(self) -> dict[str, Any]:
+        """As :meth:`BlkServer.stats`; operations and refusals are the ABI's."""
+
+    def set_poll(self, poll_us: int) -> None: ...
+    def stop(self) -> None: ...
+
 def bench_store(
     store: Store,
     pool: int,

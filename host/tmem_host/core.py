@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 Store = _core.Store
 BlkServer = _core.BlkServer
+TmemServer = _core.TmemServer
 Engine = _core.Engine
 CoreError = _core.CoreError
 worst_case_bytes = _core.worst_case_bytes

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `Engine`: requests of a VM as bytes, for tests and for channels that Python serves.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
@@ -26,6 +26,11 @@ pub struct PyEngine {
 impl PyEngine {
     fn over(session: Session) -> Self {
         Self { session, buffers: Mutex::new(Buffers { scratch: Scratch::new(), reply: Vec::new() }) }
+    }
+
+    /// The VM.
+    pub fn engine(&self) -> &Arc<Engine> {
+        self.session.engine()
     }
 }
 

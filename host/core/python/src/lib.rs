@@ -10,6 +10,7 @@ mod error;
 mod exit;
 mod fleet;
 mod store;
+mod tmem;
 
 use pyo3::prelude::*;
 
@@ -19,6 +20,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<store::PyStore>()?;
     m.add_class::<blk::PyBlkServer>()?;
     m.add_class::<engine::PyEngine>()?;
+    m.add_class::<tmem::PyTmemServer>()?;
     m.add_function(wrap_pyfunction!(bench::bench_store, m)?)?;
     m.add_function(wrap_pyfunction!(bench::bench_codec, m)?)?;
     m.add_function(wrap_pyfunction!(bench::bench_block, m)?)?;
