@@ -85,8 +85,10 @@ class Engine:
     All channels of a VM share its pools: make one with :meth:`__init__`, others from it with :meth:`channel`.
     """
 
-    def __init__(self, store: Store, vm: str, *, features: int = ..., codec: str = "lz4") -> None:
-        """``features``: what HELLO may agree on, of what there is."""
+    def __init__(
+        self, store: Store, vm: str, *, features: int = ..., codec: str = "lz4", hidden: int | None = None
+    ) -> None:
+        """``features``: what HELLO may agree on, of what there is.  ``hidden``: a pool that requests do not reach."""
 
     @property
     def features(self) -> int: ...

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use tmem_abi::pool::Name;
@@ -18,6 +19,9 @@ use crate::session::Session;
 /// Features that the store can serve.
 pub const SUPPORTED: u64 =
     feature::BATCH | feature::LIST | feature::RANGE | feature::EXCHANGE | feature::SHARED | feature::NEW_PAGE;
+
+/// The number of no pool.
+const NO_POOL: u32 = u32::MAX;
 
 /// How requests of a VM are served.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +51,8 @@ pub struct Engine {
     name: String,
     options: Options,
     pools: RwLock<HashMap<u32, Arc<Pool>>>,
+    /// Number of a pool that requests do not reach.
+    hidden: AtomicU32,
     /// Serialises making and destroying; private pools by uuid.
     making: Mutex<HashMap<[u8; 16], PoolId>>,
 }
@@ -60,7 +66,13 @@ impl Engine {
         let id = store.vm(vm)?.id;
         let options = Options { features: options.features & SUPPORTED, ..options };
         let (pools, making) = (RwLock::default(), Mutex::default());
-        Ok(Arc::new(Self { store, vm: id, name: vm.into(), options, pools, making }))
+        let hidden = AtomicU32::new(NO_POOL);
+        Ok(Arc::new(Self { store, vm: id, name: vm.into(), options, pools, hidden, making }))
+    }
+
+    /// Keeps requests away from a pool: a block device's, which is the host's to make and destroy.
+    pub fn hide(&self, pool: PoolId) {
+        self.hidden.store(u32::from(pool), Ordering::Relaxed);
     }
 
     /// What HELLO may agree on.
@@ -85,6 +97,9 @@ impl Engine {
     /// The VM's pool of that number. A pool keeps its number for as long as it is there, across
     /// restarts too: it is the store's.
     pub(crate) fn pool(&self, number: u32) -> Option<Arc<Pool>> {
+        if number == self.hidden.load(Ordering::Relaxed) {
+            return None;
+        }
         let known = self.pools.read().get(&number).cloned();
         if let Some(pool) = known {
             // A VM that left a shared pool, or was made to, has no business there.

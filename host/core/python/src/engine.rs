@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use tmem_engine::{Engine, Options, REPLY_MAX, REPLY_SIZE, SUPPORTED, Scratch, Session};
+use tmem_store::PoolId;
 
 use crate::error::{core_error, from_store};
 use crate::store::{PyStore, codec};
@@ -37,10 +38,13 @@ impl PyEngine {
 #[pymethods]
 impl PyEngine {
     #[new]
-    #[pyo3(signature = (store, vm, *, features = SUPPORTED, codec = "lz4"))]
-    fn new(store: &PyStore, vm: &str, features: u64, codec: &str) -> PyResult<Self> {
+    #[pyo3(signature = (store, vm, *, features = SUPPORTED, codec = "lz4", hidden = None))]
+    fn new(store: &PyStore, vm: &str, features: u64, codec: &str, hidden: Option<PoolId>) -> PyResult<Self> {
         let options = Options { features, codec: self::codec(codec)? };
         let engine = Engine::new(store.open()?, vm, options).map_err(from_store)?;
+        if let Some(pool) = hidden {
+            engine.hide(pool);
+        }
         Ok(Self::over(engine.session()))
     }
 
