@@ -115,6 +115,21 @@ class TmemServer:
     def set_poll(self, poll_us: int) -> None: ...
     def stop(self) -> None: ...
 
+class StreamServer:
+    """The host's end of a VM's virtio-serial port: connects to ``socket``, where the monitor listens, and serves.
+
+    ``control``: a connected stream socket's descriptor, given away: control frames come out of its other end as lines,
+    and lines written there go to the guest as control frames.
+    """
+
+    def __init__(
+        self, store: Store, vm: str, socket: str, control: int, *, features: int = ..., codec: str = "lz4"
+    ) -> None: ...
+    def stats(self) -> dict[str, Any]:
+        """``state`` (waiting, connected, in-step), counters, and ``operations`` as of :meth:`Engine.stats`."""
+
+    def stop(self) -> None: ...
+
 def bench_store(
     store: Store,
     pool: int,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 Store = _core.Store
 BlkServer = _core.BlkServer
+StreamServer = _core.StreamServer
 TmemServer = _core.TmemServer
 Engine = _core.Engine
 CoreError = _core.CoreError

@@ -10,6 +10,7 @@ mod error;
 mod exit;
 mod fleet;
 mod store;
+mod stream;
 mod tmem;
 
 use pyo3::prelude::*;
@@ -24,6 +25,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(bench::bench_store, m)?)?;
     m.add_function(wrap_pyfunction!(bench::bench_codec, m)?)?;
     m.add_function(wrap_pyfunction!(bench::bench_block, m)?)?;
+    m.add_class::<stream::PyStreamServer>()?;
     m.add_class::<exit::PyExitRig>()?;
     m.add_function(wrap_pyfunction!(exit::exit_kinds, m)?)?;
     m.add_function(wrap_pyfunction!(exit::torn_pages, m)?)?;

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A speaker on a byte stream: the guest's end of a port, at a real socket, spoken by this process."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from conformance.local import CoreSpeaker
+from conformance.speaker import Ability, Speaker
+from tmem_host.channel.frames import FrameReader, Kind, encode
+from tmem_host.core import Store, StreamServer
+
+_PATIENCE = 20.0
+_LIMIT = 256 << 20
+
+
+class FakeGuest:
+    """The other end of one connection, in step."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._stream, _ = listener.accept()
+        self._stream.settimeout(_PATIENCE)
+        self._reader = FrameReader()
+        self._frames: list[tuple[Kind, bytes]] = []
+        kind, token = self.frame()
+        assert kind is Kind.SYNC
+        self.send(Kind.SYNC, token)
+
+    def send(self, kind: Kind, body: bytes) -> None:
+        self._stream.sendall(encode(kind, body))
+
+    def frame(self) -> tuple[Kind, bytes]:
+        """The next frame of the host."""
+        while not self._frames:
+            data = self._stream.recv(1 << 20)
+            assert data, "the host hung up"
+            self._frames.extend(self._reader.feed(data))
+        return self._frames.pop(0)
+
+    def ask(self, message: bytes) -> bytes:
+        """A request's reply."""
+        self.send(Kind.REQUEST, message)
+        kind, body = self.frame()
+        assert kind is Kind.REPLY
+        return body
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class StreamSpeaker(Speaker):
+    """A VM of `store` behind the core's stream server."""
+
+    can = Ability.FREEZE | Ability.CAP | Ability.AUTHORISE | Ability.PEER | Ability.CHANNEL
+
+    def __init__(self, store: Store, vm: str, folder: Path) -> None:
+        self._inner = CoreSpeaker(store, vm)
+        self._store, self._vm, self._folder = store, vm, folder
+        self._made: list[StreamSpeaker] = []
+        self._peer: StreamSpeaker | None = None
+        self.features = self._inner.features
+        path = folder / f"{vm}-{len(list(folder.iterdir()))}"
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.settimeout(_PATIENCE)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._control, theirs = socket.socketpair()
+        self.server = StreamServer(store, vm, str(path), theirs.detach())
+        self.guest = FakeGuest(self._listener)
+
+    @classmethod
+    def over(cls, arena: Path, folder: Path) -> StreamSpeaker:
+        """Over a new arena with two VMs, with sockets in `folder`."""
+        store = Store(str(arena), limit_bytes=_LIMIT)
+        for vm in ("one", "other"):
+            store.vm_create(vm)
+        speaker = cls(store, "one", folder)
+        speaker._peer = cls(store, "other", folder)
+        speaker._made.append(speaker._peer)
+        return speaker
+
+    @property
+    def store(self) -> Store:
+        return self._store
+
+    def request(self, message: bytes, room: int | None = None) -> bytes:
+        return self.guest.ask(message)
+
+    def reset(self) -> None:
+        self.guest.close()
+        self.guest = FakeGuest(self._listener)
+
+    def freeze(self, frozen: bool) -> None:
+        self._inner.freeze(frozen)
+
+    def set_cap(self, cap: int | None) -> None:
+        self._inner.set_cap(cap)
+
+    def authorise(self, uuid: bytes, allowed: bool) -> None:
+        self._inner.authorise(uuid, allowed)
+
+    def peer(self) -> Speaker:
+        assert self._peer is not None
+        return self._peer
+
+    def channel(self) -> Speaker:
+        other = StreamSpeaker(self._store, self._vm, self._folder)
+        self._made.append(other)
+        return other
+
+    def close(self) -> None:
+        """Ends this one and all that were made of it."""
+        for other in self._made:
+            other.close()
+        self.server.stop()
+        self.guest.close()
+        self._listener.close()
+        self._control.close()
