@@ -14,9 +14,9 @@ def check(*, each: bool) -> None:
     """Raises VmFailed after printing what checkpatch.pl has to say, or with the patch that does not build."""
     found = recipe.read()
     with tree.locked(found) as kept:
-        tree.apply(kept, found)
         _checkpatch(kept, found)
         if each:
+            tree.apply(kept, found)
             _build_each(kept, found)
 
 
