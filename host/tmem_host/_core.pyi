@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data plane (Rust, ``host/core/python``).  Every call releases the GIL.
 
-Sizes are bytes, times nanoseconds, a page 4096 bytes, an object id 24 bytes.
+Sizes are bytes, times nanoseconds, a page 4096 bytes unless its pool was made with another size, an object id 24 bytes.
 """
 
 from typing import Any, Literal
@@ -44,8 +44,13 @@ class Store:
         uuid: bytes | None = None,
         pages: int | None = None,
         codec: str = "lz4",
+        page_size: int = 4096,
+        packed: bool = False,
     ) -> int:
-        """A shared one wants :meth:`shared_authorise` before; else ``not-authorised``."""
+        """A shared one wants :meth:`shared_authorise` before; else ``not-authorised``.
+
+        ``page_size``: a power of two from 4096 to 2 MiB.  ``packed``: pages may come compressed by ``codec``.
+        """
 
     def pool_destroy(self, pool: int) -> None: ...
     def pool_set_codec(self, pool: int, codec: str) -> None: ...
@@ -58,8 +63,8 @@ class Store:
     def maintain(self) -> None: ...
     def close(self) -> None: ...
 
-def worst_case_bytes(pages: int) -> int:
-    """Bytes of slots that a dense pool of ``pages`` pages can need at worst."""
+def worst_case_bytes(pages: int, page_size: int = 4096) -> int:
+    """Bytes of slots that a dense pool of ``pages`` pages of ``page_size`` bytes can need at worst."""
 
 class BlkServer:
     """Serves one dense pool as a vhost-user-blk device on a Unix socket."""

@@ -40,7 +40,7 @@ fn rig(folder: &std::path::Path) -> (Rig, Arc<Store>) {
     let store = store(folder, 64 << 20);
     let vm = store.vm_create("exit", 0, NO_CAP, 100).unwrap();
     let pool = |codec| {
-        let spec = PoolSpec { persistent: true, shared: None, pages: Some(64), codec };
+        let spec = PoolSpec { codec, ..PoolSpec::dense(64) };
         store.handle(vm, store.pool_create(vm, spec).unwrap()).unwrap()
     };
     rig.set_store(StoreSite { lz4: pool(Codec::Lz4), zstd: pool(Codec::Zstd) });

@@ -119,6 +119,9 @@ pub fn bench_store(
     let Some(capacity) = handle.pool().spec.pages else {
         return Err(invalid("bench_store wants a dense pool"));
     };
+    if handle.pool().page_size() != PAGE_SIZE {
+        return Err(invalid("bench_store wants pages of 4096 bytes"));
+    }
     let span = span.unwrap_or(capacity).min(capacity) as usize;
     if span == 0 {
         return Err(invalid("span must be at least 1"));

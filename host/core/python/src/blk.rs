@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use tmem_channel::{BlkConfig, BlkServer, GetResult, PageBackend, PutResult};
-use tmem_store::{DENSE_OBJECT, Get, Handle, PoolId, Put};
+use tmem_store::{DENSE_OBJECT, Get, Handle, PAGE_SIZE, PoolId, Put};
 
 use crate::channel::{policy, stats_dict};
 use crate::error::{core_error, from_channel};
@@ -25,7 +25,7 @@ fn put_result(p: Put) -> PutResult {
         Put::NoRoom => PutResult::NoRoom,
         Put::OverCap => PutResult::OverCap,
         Put::Frozen => PutResult::Frozen,
-        Put::NoPool | Put::Lost | Put::Missing | Put::BadRange => PutResult::Failed,
+        Put::NoPool | Put::Lost | Put::Missing | Put::BadRange | Put::BadData => PutResult::Failed,
     }
 }
 
@@ -105,6 +105,10 @@ impl PyBlkServer {
         let Some(pages) = handle.pool().spec.pages else {
             return Err(core_error("invalid", format!("pool {pool} is sparse: no block device")));
         };
+        if handle.pool().page_size() != PAGE_SIZE {
+            let message = format!("pool {pool} has no pages of {PAGE_SIZE} bytes: no block device");
+            return Err(core_error("invalid", message));
+        }
         let config = BlkConfig {
             socket,
             queues,

@@ -10,7 +10,8 @@ use pyo3::types::{PyBytes, PyDict, PyList};
 use tmem_store::pool::{Pool, Vm};
 use tmem_store::stats::{BUCKETS, Counters, Histogram};
 use tmem_store::{
-    Codec, Get, Handle, NO_CAP, ObjectId, PAGE_SIZE, PoolId, PoolSpec, Put, QuotaChange, Store, StoreOptions,
+    Codec, Get, Handle, NO_CAP, ObjectId, PAGE_MAX, PAGE_SIZE, PoolId, PoolSpec, Put, QuotaChange, Store,
+    StoreOptions,
 };
 
 use crate::error::{core_error, from_store};
@@ -23,8 +24,12 @@ pub struct PyStore {
 
 /// Bytes of slots that a dense pool of `pages` pages can need at worst.
 #[pyfunction]
-pub fn worst_case_bytes(pages: u64) -> u64 {
-    tmem_store::worst_case_bytes(pages)
+#[pyo3(signature = (pages, page_size = PAGE_SIZE))]
+pub fn worst_case_bytes(pages: u64, page_size: usize) -> PyResult<u64> {
+    if !page_size.is_power_of_two() || !(PAGE_SIZE..=PAGE_MAX).contains(&page_size) {
+        return Err(core_error("invalid", format!("no pool has pages of {page_size} bytes")));
+    }
+    Ok(tmem_store::worst_case_bytes_of(pages, page_size))
 }
 
 pub fn codec(name: &str) -> PyResult<Codec> {
@@ -138,7 +143,11 @@ impl PyStore {
         self.open()?.shared_authorise(name, uuid, allow).map_err(from_store)
     }
 
-    #[pyo3(signature = (vm, *, persistent, shared = false, uuid = None, pages = None, codec = "lz4"))]
+    #[pyo3(signature = (
+        vm, *, persistent, shared = false, uuid = None, pages = None, codec = "lz4", page_size = PAGE_SIZE as u32,
+        packed = false,
+    ))]
+    #[allow(clippy::too_many_arguments)] // One keyword argument each, as Python callers see it.
     fn pool_create(
         &self,
         vm: &str,
@@ -147,6 +156,8 @@ impl PyStore {
         uuid: Option<&[u8]>,
         pages: Option<u32>,
         codec: &str,
+        page_size: u32,
+        packed: bool,
     ) -> PyResult<PoolId> {
         let shared = match (shared, uuid.map(<[u8; 16]>::try_from)) {
             (false, None) => None,
@@ -161,7 +172,7 @@ impl PyStore {
         let codec = crate::store::codec(codec)?;
         let store = self.open()?;
         let vm = store.vm(vm).map_err(from_store)?;
-        let spec = PoolSpec { shared, pages, codec, ..PoolSpec::sparse(persistent) };
+        let spec = PoolSpec { persistent, shared, pages, codec, page_size, packed };
         store.pool_create(vm.id, spec).map_err(from_store)
     }
 
@@ -189,18 +200,19 @@ impl PyStore {
     }
 
     fn put(&self, py: Python<'_>, pool: PoolId, obj: &[u8], index: u32, page: &[u8]) -> PyResult<&str> {
-        if page.len() != PAGE_SIZE {
-            return Err(core_error("invalid", format!("a page has 4096 bytes, not {}", page.len())));
-        }
         let (handle, object) = (self.handle(pool)?, object(obj)?);
+        let size = handle.pool().page_size();
+        if page.len() != size {
+            return Err(core_error("invalid", format!("a page has {size} bytes, not {}", page.len())));
+        }
         let src = page.as_ptr() as usize;
-        // SAFETY: `page` is borrowed for the whole call and is 4096 bytes long.
+        // SAFETY: `page` is borrowed for the whole call and is as long as a page of the pool.
         match py.detach(|| unsafe { handle.put(&object, index, src as *const u8) }) {
             Put::Stored => Ok("stored"),
             Put::NoRoom => Ok("no-room"),
             Put::OverCap => Ok("over-cap"),
             Put::Frozen => Ok("frozen"),
-            Put::NoPool | Put::Missing | Put::BadRange => Err(no_index(pool, index)),
+            Put::NoPool | Put::Missing | Put::BadRange | Put::BadData => Err(no_index(pool, index)),
             Put::Lost => Err(core_error("lost", "the page is lost".into())),
         }
     }
@@ -213,9 +225,9 @@ impl PyStore {
         index: u32,
     ) -> PyResult<Option<Bound<'py, PyBytes>>> {
         let (handle, object) = (self.handle(pool)?, object(obj)?);
-        let mut page = [0u8; PAGE_SIZE];
+        let mut page = vec![0u8; handle.pool().page_size()];
         let dst = page.as_mut_ptr() as usize;
-        // SAFETY: `page` is ours and 4096 bytes long.
+        // SAFETY: `page` is ours and as long as a page of the pool.
         match py.detach(|| unsafe { handle.get(&object, index, dst as *mut u8) }) {
             Get::Hit => Ok(Some(PyBytes::new(py, &page))),
             Get::Miss | Get::Refused => Ok(None),
@@ -325,6 +337,8 @@ fn pool_dict<'py>(py: Python<'py>, pool: &Pool, vms: &[Arc<Vm>]) -> PyResult<Bou
     d.set_item("uuid", pool.spec.shared.map(|u| hex(&u)))?;
     d.set_item("pages_capacity", pool.spec.pages)?;
     d.set_item("codec", pool.codec().name())?;
+    d.set_item("page_size", pool.page_size())?;
+    d.set_item("packed", pool.spec.packed)?;
     d.set_item("damaged", pool.damaged())?;
     d.set_item("pages", h.pages.load(Ordering::Relaxed))?;
     d.set_item("compressed_bytes", h.compressed.load(Ordering::Relaxed))?;

@@ -212,7 +212,7 @@ impl Allocator {
             b.take(slot);
             state.used += 1;
             let near = end + state.ahead() * OS_PAGE / 2;
-            if near > u64::from(b.populated) * OS_PAGE && b.populated < BLOCK_PAGES && !state.hungry {
+            if near > u64::from(b.populated) * OS_PAGE && b.populated < b.pages && !state.hungry {
                 state.hungry = true;
                 shard.hungry.push(class);
             }
@@ -225,7 +225,7 @@ impl Allocator {
     fn extend(&self, block: u32, b: &mut Block, state: &mut Class, end: u64) -> bool {
         let need = end.div_ceil(OS_PAGE) as u16;
         let ahead = state.ahead() as u16;
-        let wanted = (need + ahead - 1).min(BLOCK_PAGES);
+        let wanted = (need + ahead - 1).min(b.pages);
         for to in [wanted, need] {
             if self.arena.populate(block, b.populated, to).is_ok() {
                 state.pages += u64::from(to - b.populated);
@@ -248,7 +248,7 @@ impl Allocator {
             let Some(block) = state.current else { continue };
             let Some(b) = shard.blocks.get_mut(&block) else { continue };
             let end = (u64::from(b.populated) + 1) * OS_PAGE;
-            if end <= BLOCK_SIZE {
+            if b.populated < b.pages {
                 self.extend(block, b, state, end);
             }
         }
@@ -277,6 +277,16 @@ impl Allocator {
         }
         self.arena.set_block_entry(block, BlockEntry { class: Some(class), populated });
         Some((block, populated))
+    }
+
+    /// Size of the slot that starts at that offset. `None`: none does, in memory that is there.
+    pub fn size_at(&self, offset: u64) -> Option<u32> {
+        let block = u32::try_from(offset >> BLOCK_SHIFT).ok().filter(|&b| b < self.arena.grown())?;
+        let entry = self.arena.block_entry(block)?;
+        let class = entry.class.filter(|&c| usize::from(c) < CLASSES.count())?;
+        let (size, within) = (u64::from(CLASSES.size(class)), offset & (BLOCK_SIZE - 1));
+        (within.is_multiple_of(size) && within + size <= u64::from(entry.populated) * OS_PAGE)
+            .then_some(size as u32)
     }
 
     /// Size of a slot that is in use.

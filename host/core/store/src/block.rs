@@ -2,12 +2,14 @@
 //! One block in use: which of its slots are free, and how much of it has memory behind it.
 
 use crate::classes::CLASSES;
-use crate::layout::BLOCK_SIZE;
+use crate::layout::{BLOCK_SIZE, OS_PAGE};
 
 /// A block in use by a shard.
 pub(crate) struct Block {
     pub class: u8,
     pub populated: u16,
+    /// Pages that its slots reach into.
+    pub pages: u16,
     pub slots: u32,
     pub free: u32,
     /// Word from which the search for a free slot starts: none is free below it.
@@ -27,7 +29,8 @@ impl Block {
         {
             *last = (1 << (slots % 64)) - 1;
         }
-        Self { class, populated, slots, free: slots, hint: 0, bitmap, huge: false }
+        let pages = (u64::from(slots) * u64::from(CLASSES.size(class))).div_ceil(OS_PAGE) as u16;
+        Self { class, populated, pages, slots, free: slots, hint: 0, bitmap, huge: false }
     }
 
     pub fn lowest_free(&mut self) -> Option<u32> {

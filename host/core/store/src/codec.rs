@@ -17,6 +17,9 @@ use zstd_sys::{ZSTD_CCtx, ZSTD_DCtx};
 /// Bytes in a page, unless its pool says otherwise.
 pub const PAGE_SIZE: usize = 4096;
 
+/// Bytes in the largest page that a pool can have.
+pub const PAGE_MAX: usize = 2 << 20;
+
 /// Most bytes compressed as one: what lz4 can refer back to. Larger pages are made of such units.
 pub(crate) const UNIT_MAX: usize = 64 << 10;
 
@@ -44,14 +47,6 @@ unsafe extern "C" {
         acceleration: c_int,
     ) -> c_int;
     fn LZ4_initStream(buffer: *mut c_void, size: usize) -> *mut c_void;
-    // lz4.h: decodes no more than `target_size` bytes from the start.
-    fn LZ4_decompress_safe_partial(
-        src: *const c_char,
-        dst: *mut c_char,
-        src_size: c_int,
-        target_size: c_int,
-        dst_capacity: c_int,
-    ) -> c_int;
 }
 
 /// How a pool compresses the pages put into it.
@@ -108,6 +103,8 @@ pub enum Encoding {
     Zstd = 2,
     /// One 8-byte word that fills all of it.
     Same = 3,
+    /// A table of the slots that hold a large page's units: see [`crate::units`].
+    Units = 4,
 }
 
 impl Encoding {
@@ -117,6 +114,7 @@ impl Encoding {
             1 => Some(Self::Lz4),
             2 => Some(Self::Zstd),
             3 => Some(Self::Same),
+            4 => Some(Self::Units),
             _ => None,
         }
     }
@@ -136,12 +134,12 @@ pub(crate) struct Encoded {
 
 /// Compression state of one thread. Made once, reused for each page: nothing allocates in a put.
 pub struct Scratch {
-    out: Box<[u8]>,
-    /// Room for one unit as it is when it is changed in part or checked; made when first needed.
+    pub(crate) out: Box<[u8]>,
+    /// Room for bytes as they are when they are changed in part or checked; made when first needed.
     plain: Box<[u8]>,
     lz4: Box<Lz4State>,
     zstd_c: Option<NonNull<ZSTD_CCtx>>,
-    zstd_d: Option<NonNull<ZSTD_DCtx>>,
+    pub(crate) zstd_d: Option<NonNull<ZSTD_DCtx>>,
     calls: u32,
 }
 
@@ -192,11 +190,11 @@ impl Scratch {
         self.calls % n == 1
     }
 
-    /// The buffer for one plain unit, [`UNIT_MAX`] bytes. It is given back with
+    /// A buffer of at least `len` bytes that hold anything. It is given back with
     /// [`Self::set_plain`], so that the rest of the scratch can be used meanwhile.
-    pub(crate) fn take_plain(&mut self) -> Box<[u8]> {
-        if self.plain.is_empty() {
-            return vec![0; UNIT_MAX].into_boxed_slice();
+    pub(crate) fn take_plain(&mut self, len: usize) -> Box<[u8]> {
+        if self.plain.len() < len {
+            return vec![0; len].into_boxed_slice();
         }
         std::mem::take(&mut self.plain)
     }
@@ -297,113 +295,6 @@ impl Scratch {
         };
         // SAFETY: pure function on a code.
         (unsafe { zstd_sys::ZSTD_isError(n) } == 0).then_some(n)
-    }
-
-    /// Writes the page of 4096 bytes that `data` encodes to `dst`. False if `data` encodes none.
-    ///
-    /// # Safety
-    /// `dst` is valid for writes (and, for lz4 matches, reads) of [`PAGE_SIZE`] bytes. A guest may
-    /// change it meanwhile: match offsets come from `data`, so all accesses stay inside the page.
-    #[inline]
-    pub unsafe fn decompress(&mut self, encoding: Encoding, data: &[u8], dst: *mut u8) -> bool {
-        // SAFETY: by the caller.
-        unsafe { self.decompress_unit(encoding, data, dst, PAGE_SIZE) }
-    }
-
-    /// Writes the `len` bytes that `data` encodes to `dst`. False if `data` does not encode so many.
-    ///
-    /// # Safety
-    /// As [`Self::decompress`], with `len` for the page's size.
-    #[inline]
-    pub(crate) unsafe fn decompress_unit(
-        &mut self,
-        encoding: Encoding,
-        data: &[u8],
-        dst: *mut u8,
-        len: usize,
-    ) -> bool {
-        match encoding {
-            Encoding::Raw => {
-                if data.len() != len {
-                    return false;
-                }
-                // SAFETY: both sides hold `len` bytes and do not overlap (arena and guest memory).
-                unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), dst, len) };
-                true
-            }
-            Encoding::Same => {
-                let Ok(word) = <[u8; 8]>::try_from(data) else { return false };
-                let word = u64::from_ne_bytes(word);
-                let words = dst.cast::<u64>();
-                for i in 0..len / 8 {
-                    // SAFETY: in bounds; guest memory need not be aligned.
-                    unsafe { std::ptr::write_unaligned(words.add(i), word) };
-                }
-                true
-            }
-            Encoding::Lz4 => {
-                // SAFETY: bounded by both lengths given.
-                let n = unsafe {
-                    lz4_sys::LZ4_decompress_safe(
-                        data.as_ptr().cast(),
-                        dst.cast(),
-                        data.len() as c_int,
-                        len as c_int,
-                    )
-                };
-                n == len as c_int
-            }
-            Encoding::Zstd => {
-                let Some(ctx) = self.zstd_d() else { return false };
-                // SAFETY: ctx is ours alone; bounded by both lengths given.
-                let n = unsafe {
-                    zstd_sys::ZSTD_decompressDCtx(
-                        ctx.as_ptr(),
-                        dst.cast(),
-                        len,
-                        data.as_ptr().cast(),
-                        data.len(),
-                    )
-                };
-                n == len
-            }
-        }
-    }
-
-    /// Writes the first `end` of the `len` bytes that `data` encodes to `dst`; more may be written.
-    /// False if `data` does not encode so many.
-    pub(crate) fn decompress_start(
-        &mut self,
-        encoding: Encoding,
-        data: &[u8],
-        dst: &mut [u8],
-        len: usize,
-        end: usize,
-    ) -> bool {
-        assert!(end <= len && len <= dst.len(), "a range outside its unit");
-        if encoding != Encoding::Lz4 {
-            // SAFETY: dst is ours and holds `len` bytes.
-            return unsafe { self.decompress_unit(encoding, data, dst.as_mut_ptr(), len) };
-        }
-        // SAFETY: bounded by both lengths given.
-        let n = unsafe {
-            LZ4_decompress_safe_partial(
-                data.as_ptr().cast(),
-                dst.as_mut_ptr().cast(),
-                data.len() as c_int,
-                end as c_int,
-                len as c_int,
-            )
-        };
-        usize::try_from(n).is_ok_and(|n| n >= end)
-    }
-
-    fn zstd_d(&mut self) -> Option<NonNull<ZSTD_DCtx>> {
-        if self.zstd_d.is_none() {
-            // SAFETY: plain constructor; null on no memory.
-            self.zstd_d = NonNull::new(unsafe { zstd_sys::ZSTD_createDCtx() });
-        }
-        self.zstd_d
     }
 }
 

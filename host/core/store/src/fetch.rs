@@ -3,10 +3,11 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::codec::Scratch;
+use crate::codec::{Encoding, Scratch};
 use crate::index::{Entry, Stand, prefetch};
 use crate::layout::SlotHeader;
 use crate::ops::{Get, Handle};
+use crate::pool::Pool;
 use crate::stats::bump;
 use crate::store::Inner;
 
@@ -63,7 +64,7 @@ impl Handle {
             Err(answer) => return answer,
         };
         // SAFETY: the entry is locked and says the slot is its page; dst by the caller.
-        if !unsafe { self.inner.read_slot(scratch, slot, dst, self.pool.page_size()) } {
+        if !unsafe { self.inner.read_slot(scratch, &self.pool, slot, dst) } {
             e.stand = Stand::Lost(slot);
             return Get::Lost;
         }
@@ -86,19 +87,22 @@ impl Handle {
 }
 
 impl Inner {
-    /// Reads the page of `len` bytes in a slot into `dst`, checked. False: the bytes are not what
-    /// was kept.
+    /// Reads the page in a slot into `dst`, checked. False: the bytes are not what was kept.
     ///
     /// # Safety
     /// The key's entry is locked and `slot` is its page's; `dst` as for [`Handle::get`].
     #[inline]
-    pub unsafe fn read_slot(&self, scratch: &mut Scratch, slot: u64, dst: *mut u8, len: usize) -> bool {
+    pub unsafe fn read_slot(&self, scratch: &mut Scratch, pool: &Pool, slot: u64, dst: *mut u8) -> bool {
         // The processor's own prefetcher needs two misses to see the run; most pages take more lines.
         prefetch_lines(self.arena.data(slot));
         // SAFETY: locked by the caller.
         let Some((header, data)) = (unsafe { self.checked(slot) }) else { return false };
+        if header.encoding == Encoding::Units {
+            // SAFETY: by the caller.
+            return unsafe { self.read_units(scratch, pool, slot, dst) };
+        }
         // SAFETY: dst by the caller.
-        unsafe { scratch.decompress_unit(header.encoding, data, dst, len) }
+        unsafe { scratch.decompress_unit(header.encoding, data, dst, pool.page_size()) }
     }
 
     /// Header and data of a slot, if they check.

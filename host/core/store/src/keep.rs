@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 
 use crate::classes::CLASSES;
-use crate::codec::{self, Encoded, Encoding, Scratch};
+use crate::codec::{self, Encoded, Encoding, Scratch, UNIT_MAX};
 use crate::index::{Entry, Stand, prefetch};
 use crate::layout::{HEADER, HEADER_SPARSE, ObjectId, SlotHeader, next_seq};
 use crate::lru::NIL;
@@ -13,6 +13,7 @@ use crate::pool::Pool;
 use crate::quota::Short;
 use crate::stats::bump;
 use crate::store::Inner;
+use crate::units::{self, Draft};
 
 /// How often a put evicts and tries again before it is refused.
 const EVICT_TRIES: u32 = 8;
@@ -45,6 +46,48 @@ impl Handle {
         self.prefetch_slot(index);
         // SAFETY: by the caller.
         unsafe { scratch.encode(self.pool.codec(), src, len) }
+    }
+
+    /// Puts a page that takes several slots: the units first, without a lock.
+    ///
+    /// # Safety
+    /// `src` is valid for reads of a page, which may change meanwhile.
+    #[cold]
+    pub(crate) unsafe fn put_units(
+        &self,
+        scratch: &mut Scratch,
+        object: &ObjectId,
+        index: u32,
+        src: *const u8,
+    ) -> Put {
+        let page = self.pool.page_size();
+        // SAFETY: by the caller.
+        if let Some(word) = unsafe { codec::same_filled(src, page) } {
+            let encoded = scratch.same(word);
+            // SAFETY: the word lies in the scratch, which stays as it is.
+            return self
+                .keep_or_refuse(object, index, |e| unsafe { self.keep(e, object, index, &encoded, None) });
+        }
+        let mut draft = Draft::new(&self.inner);
+        for number in 0..units::count(page) {
+            // SAFETY: inside the page; the scratch stays as it is until the unit is written.
+            let encoded = unsafe { self.encode(scratch, index, src.add(number * UNIT_MAX), UNIT_MAX) };
+            let mut tries = EVICT_TRIES;
+            // SAFETY: as above.
+            while !unsafe { draft.write(&self.pool, object, index, &encoded) } {
+                tries -= 1;
+                if tries == 0 || !self.inner.make_room(UNIT_MAX as u64) {
+                    drop(draft);
+                    bump(&self.pool.counters.refused_room);
+                    return self.refuse(object, index, Put::NoRoom);
+                }
+            }
+        }
+        let head = draft.head();
+        self.keep_or_refuse(object, index, |e| {
+            // SAFETY: the table lies in the draft, which stays where it is.
+            unsafe { self.keep(e, object, index, &head, Some(&mut draft)) }
+        })
     }
 
     /// Asks for the first cache line of a key's slot: its header.
@@ -94,18 +137,27 @@ impl Handle {
         }
     }
 
-    /// Keeps a page under a locked key, in place of what stands there.
+    /// Keeps a page under a locked key, in place of what stands there. Of a page in several slots
+    /// this is the head, and the draft has the rest.
     ///
     /// # Safety
     /// `page.data` is valid for reads of `page.len` bytes, which may change meanwhile.
-    pub(crate) unsafe fn keep(&self, e: &mut Entry, object: &ObjectId, index: u32, page: &Encoded) -> Kept {
+    pub(crate) unsafe fn keep(
+        &self,
+        e: &mut Entry,
+        object: &ObjectId,
+        index: u32,
+        page: &Encoded,
+        draft: Option<&mut Draft<'_>>,
+    ) -> Kept {
         let (inner, pool) = (&*self.inner, &*self.pool);
         let sparse = pool.sparse();
         let header_len = if sparse { HEADER_SPARSE } else { HEADER };
         let class = CLASSES.of(header_len + page.len);
-        let size = u64::from(CLASSES.size(class));
-        let old = inner.standing(e);
-        let old_size = old.map_or(0, |(_, _, size)| size);
+        let (more, compressed) = draft.as_ref().map_or((0, page.len as u64), |d| (d.size, d.compressed));
+        let size = u64::from(CLASSES.size(class)) + more;
+        let old = inner.standing(pool, e);
+        let old_size = old.as_ref().map_or(0, |old| old.size);
         match pool.account.charge(&inner.budget, old_size, size) {
             Ok(()) => {}
             Err(Short::Cap) => {
@@ -130,34 +182,38 @@ impl Handle {
             len: page.len as u32,
             encoding: page.encoding,
             sparse,
-            seq: old.map_or(0, |(_, h, _)| h.map_or(0, |h| next_seq(h.seq))),
+            unit: None,
+            seq: old.as_ref().and_then(|old| old.header).map_or(0, |h| next_seq(h.seq)),
             checksum: 0,
         };
+        if let Some(draft) = &draft {
+            draft.publish();
+        }
         // SAFETY: the slot is ours and of the class for this length; data by the caller.
         unsafe {
             inner.arena.write_slot(slot, header, sparse.then_some(object), page.data);
         }
-        let h = &pool.holding;
-        let (add, relaxed) = (page.len as u64, Ordering::Relaxed);
-        if let Some((old_slot, old_header, _)) = old {
-            inner.arena.clear_header(old_slot);
-            inner.alloc.free(old_slot);
+        let (h, relaxed) = (&pool.holding, Ordering::Relaxed);
+        if let Some(old) = old {
+            inner.clear(pool, &old, draft.as_deref());
             bump(&pool.counters.replaced);
             h.slots.fetch_add(size.wrapping_sub(old_size), relaxed);
-            let was = old_header.map_or(0, |h| u64::from(h.len));
-            h.compressed.fetch_add(add.wrapping_sub(was), relaxed);
-            if let Some(old_header) = old_header {
+            h.compressed.fetch_add(compressed.wrapping_sub(old.compressed), relaxed);
+            if let Some(old_header) = old.header {
                 forget_kind(pool, old_header.encoding);
             }
         } else {
             h.pages.fetch_add(1, relaxed);
             h.slots.fetch_add(size, relaxed);
-            h.compressed.fetch_add(add, relaxed);
+            h.compressed.fetch_add(compressed, relaxed);
+        }
+        if let Some(draft) = draft {
+            draft.done = true;
         }
         match page.encoding {
             Encoding::Same => bump(&h.same_filled),
             Encoding::Raw => bump(&h.raw),
-            Encoding::Lz4 | Encoding::Zstd => {}
+            Encoding::Lz4 | Encoding::Zstd | Encoding::Units => {}
         }
         e.stand = Stand::Page(slot);
         if !pool.spec.persistent {
@@ -177,31 +233,77 @@ pub(crate) fn forget_kind(pool: &Pool, encoding: Encoding) {
     match encoding {
         Encoding::Same => pool.holding.same_filled.fetch_sub(1, Ordering::Relaxed),
         Encoding::Raw => pool.holding.raw.fetch_sub(1, Ordering::Relaxed),
-        Encoding::Lz4 | Encoding::Zstd => 0,
+        Encoding::Lz4 | Encoding::Zstd | Encoding::Units => 0,
     };
 }
 
+/// What a locked entry has, as far as it can be read.
+pub(crate) struct Standing {
+    pub slot: u64,
+    pub header: Option<SlotHeader>,
+    /// Bytes of slots, units included.
+    pub size: u64,
+    /// Bytes of data in them.
+    pub compressed: u64,
+}
+
 impl Inner {
-    /// The slot an entry has, its header if readable, and the slot's size.
+    /// What an entry has.
     #[inline]
-    pub fn standing(&self, e: &Entry) -> Option<(u64, Option<SlotHeader>, u64)> {
+    pub fn standing(&self, pool: &Pool, e: &Entry) -> Option<Standing> {
         let (Stand::Page(slot) | Stand::Lost(slot)) = e.stand else { return None };
         let header = self.arena.header(slot);
         let size = u64::from(self.alloc.slot_size(slot));
-        Some((slot, header, size))
+        let compressed = header.map_or(0, |h| u64::from(h.len));
+        if header.is_some_and(|h| h.encoding == Encoding::Units) {
+            return Some(self.standing_units(pool, Standing { slot, header, size, compressed: 0 }));
+        }
+        Some(Standing { slot, header, size, compressed })
+    }
+
+    #[cold]
+    fn standing_units(&self, pool: &Pool, mut standing: Standing) -> Standing {
+        // SAFETY: the entry is locked, and has that slot.
+        for at in unsafe { self.head(pool, standing.slot) }.iter().flat_map(|head| self.units(head)) {
+            standing.size += at.size;
+            standing.compressed += u64::from(at.header.len);
+        }
+        standing
+    }
+
+    /// Frees what a locked entry has: the head first, so that its page is whole or not there. What
+    /// is not understood is not freed. Units that a new head took over stay.
+    #[inline]
+    fn clear(&self, pool: &Pool, old: &Standing, but: Option<&Draft<'_>>) {
+        if old.header.is_some_and(|h| h.encoding == Encoding::Units) {
+            return self.clear_units(pool, old.slot, but);
+        }
+        self.arena.clear_header(old.slot);
+        self.alloc.free(old.slot);
+    }
+
+    #[cold]
+    fn clear_units(&self, pool: &Pool, slot: u64, but: Option<&Draft<'_>>) {
+        // SAFETY: the entry is locked, and has that slot.
+        let head = unsafe { self.head(pool, slot) };
+        self.arena.clear_header(slot);
+        self.alloc.free(slot);
+        if let Some(head) = head {
+            self.free_units(&head, but);
+        }
     }
 
     /// Takes the page out of a locked entry. True if there was one.
     pub fn remove(&self, pool: &Pool, e: &mut Entry) -> bool {
-        let Some((slot, header, size)) = self.standing(e) else {
+        let Some(standing) = self.standing(pool, e) else {
             return false;
         };
+        let size = standing.size;
         if e.node != NIL {
             pool.lru.lock().remove(e.node);
             e.node = NIL;
         }
-        self.arena.clear_header(slot);
-        self.alloc.free(slot);
+        self.clear(pool, &standing, None);
         pool.account.uncharge(&self.budget, size);
         let relaxed = Ordering::Relaxed;
         if !pool.spec.persistent {
@@ -210,8 +312,8 @@ impl Inner {
         let h = &pool.holding;
         h.pages.fetch_sub(1, relaxed);
         h.slots.fetch_sub(size, relaxed);
-        if let Some(header) = header {
-            h.compressed.fetch_sub(u64::from(header.len), relaxed);
+        h.compressed.fetch_sub(standing.compressed, relaxed);
+        if let Some(header) = standing.header {
             forget_kind(pool, header.encoding);
         }
         e.stand = Stand::Absent;

@@ -9,6 +9,7 @@
 //! DATA      blocks of 2 MiB, each cut into slots of one size class
 //! ```
 //! A slot is a 16-byte header (40 bytes with the 192-bit object id of sparse pools) and its data.
+//! Pages above 64 KiB lie in several slots: see [`crate::units`].
 //! Stores reach the file in program order as other processes see it (shared memory, x86-64 and
 //! release stores), so *data first, header last* is enough against the death of the process. It is
 //! not meant to outlive the machine: neither do the guests.
@@ -52,8 +53,8 @@ const SEQ_MASK: u64 = (1 << SEQ_BITS) - 1;
 /// The header of a slot. `word1` is zero in a free slot and is written last.
 ///
 /// word0: checksum (0..32), index (32..64).
-/// word1: magic (0..8), encoding (8..12), sparse (12), zero (13..16), pool (16..32),
-/// length (32..54), sequence (54..64).
+/// word1: magic (0..8), encoding (8..12), sparse (12), unit (13), zero (14..16), pool (16..32),
+/// length (32..49), number of the unit (49..54), sequence (54..64).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SlotHeader {
     pub pool: u16,
@@ -61,6 +62,8 @@ pub(crate) struct SlotHeader {
     pub len: u32,
     pub encoding: Encoding,
     pub sparse: bool,
+    /// The slot holds that unit of a large page, not a page.
+    pub unit: Option<u8>,
     /// Told apart from an older slot of the same key by serial arithmetic; grows by one a put.
     pub seq: u16,
     pub checksum: u32,
@@ -73,8 +76,10 @@ impl SlotHeader {
         let word1 = SLOT_MAGIC
             | (self.encoding as u64) << 8
             | u64::from(self.sparse) << 12
+            | u64::from(self.unit.is_some()) << 13
             | u64::from(self.pool) << 16
             | u64::from(self.len) << 32
+            | u64::from(self.unit.unwrap_or(0)) << 49
             | (u64::from(self.seq) & SEQ_MASK) << 54;
         (word0, word1)
     }
@@ -82,15 +87,21 @@ impl SlotHeader {
     /// `None`: these words are no header.
     #[inline]
     pub fn parse(word0: u64, word1: u64) -> Option<Self> {
-        if word1 & 0xff != SLOT_MAGIC || word1 & 0xe000 != 0 {
+        if word1 & 0xff != SLOT_MAGIC || word1 & 0xc000 != 0 {
             return None;
         }
+        let unit = match (word1 >> 13 & 1, (word1 >> 49 & 0x1f) as u8) {
+            (0, 0) => None,
+            (0, _) => return None,
+            (_, number) => Some(number),
+        };
         Some(Self {
             pool: (word1 >> 16) as u16,
             index: (word0 >> 32) as u32,
-            len: (word1 >> 32) as u32 & 0x3f_ffff,
+            len: (word1 >> 32) as u32 & 0x1_ffff,
             encoding: Encoding::from_bits(word1 >> 8 & 0xf)?,
             sparse: word1 & 1 << 12 != 0,
+            unit,
             seq: (word1 >> 54) as u16,
             checksum: word0 as u32,
         })
@@ -181,13 +192,14 @@ mod tests {
     #[test]
     fn header_round_trip() {
         for seq in [0, 1, 1023] {
-            for sparse in [false, true] {
+            for (sparse, unit) in [(false, None), (true, None), (false, Some(0)), (true, Some(31))] {
                 let h = SlotHeader {
                     pool: 0xbeef,
                     index: 0xdead_beef,
-                    len: 4096,
+                    len: 65536,
                     encoding: Encoding::Zstd,
                     sparse,
+                    unit,
                     seq,
                     checksum: 0x1234_5678,
                 };

@@ -5,9 +5,10 @@
 //! - [`store`], `pools`: VMs, pools, quotas; opening an arena
 //! - [`ops`]: put, get, flush; [`parts`]: byte ranges; [`batch`]: several pages; `keep`, `fetch`:
 //!   their part under the key's lock
+//! - `units`: pages above 64 KiB
 //! - `index`: key to slot; `alloc`, `reclaim`, `block`, `classes`: slots out of blocks;
 //!   `arena`, `slot`, `layout`, `tables`: the file
-//! - [`codec`]: one page, compressed; `quota`: who may hold what; `upkeep`: eviction, compaction
+//! - [`codec`], `decode`: one page, compressed; `quota`: who may hold what; `upkeep`: eviction, compaction
 //! - [`recover`]: from the file back to an index
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
@@ -17,6 +18,7 @@ pub mod batch;
 mod block;
 mod classes;
 pub mod codec;
+mod decode;
 pub mod error;
 mod fetch;
 mod index;
@@ -30,18 +32,20 @@ mod pools;
 pub mod quota;
 mod reclaim;
 pub mod recover;
+mod recover_units;
 mod slot;
 pub mod stats;
 pub mod store;
 mod tables;
+mod units;
 mod upkeep;
 
 pub use batch::{Exchanged, PageAt};
-pub use codec::{Codec, PAGE_SIZE};
+pub use codec::{Codec, PAGE_MAX, PAGE_SIZE};
 pub use error::{Result, StoreError};
 pub use layout::ObjectId;
 pub use ops::{DENSE_OBJECT, Get, Handle, Put};
 pub use pool::{PoolId, PoolSpec, VmId};
 pub use quota::NO_CAP;
 pub use recover::Recovery;
-pub use store::{QuotaChange, Store, StoreOptions, Totals, worst_case_bytes};
+pub use store::{QuotaChange, Store, StoreOptions, Totals, worst_case_bytes, worst_case_bytes_of};

@@ -14,6 +14,7 @@ use crate::layout::ObjectId;
 use crate::pool::{Pool, Vm};
 use crate::stats::{Tick, bump};
 use crate::store::Inner;
+use crate::units;
 
 /// The object of every page of a dense pool.
 pub const DENSE_OBJECT: ObjectId = [0; 3];
@@ -37,6 +38,8 @@ pub enum Put {
     Missing,
     /// The range is not inside the page. Nothing was changed: this was no operation.
     BadRange,
+    /// The compressed bytes are not exactly one page; what stood under the key is gone.
+    BadData,
 }
 
 /// Answer to a get, or to a read of a part of a page.
@@ -109,12 +112,15 @@ impl Handle {
         let answer = if self.vm.account.frozen() {
             bump(&self.pool.counters.refused_frozen);
             self.refuse(object, index, Put::Frozen)
+        } else if units::count(self.pool.page_size()) > 0 {
+            // SAFETY: by the caller.
+            unsafe { self.put_units(scratch, object, index, src) }
         } else {
             // SAFETY: by the caller.
             let encoded = unsafe { self.encode(scratch, index, src, self.pool.page_size()) };
             ahead();
             // SAFETY: as above, and the scratch stays as it is.
-            self.keep_or_refuse(object, index, |e| unsafe { self.keep(e, object, index, &encoded) })
+            self.keep_or_refuse(object, index, |e| unsafe { self.keep(e, object, index, &encoded, None) })
         };
         if let Some(t) = t {
             self.pool.latencies.put.record(t.ns());
@@ -132,7 +138,7 @@ impl Handle {
         codec::with_scratch(|s| {
             let encoded = s.same(0);
             // SAFETY: the encoded word lies in the scratch, which stays as it is.
-            self.keep_or_refuse(object, index, |e| unsafe { self.keep(e, object, index, &encoded) })
+            self.keep_or_refuse(object, index, |e| unsafe { self.keep(e, object, index, &encoded, None) })
         })
     }
 

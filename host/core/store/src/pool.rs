@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::codec::{Codec, PAGE_SIZE};
+use crate::codec::{Codec, PAGE_MAX, PAGE_SIZE};
 use crate::index::{Dense, Index, Sparse};
 use crate::lru::Lru;
 use crate::quota::Account;
@@ -26,19 +26,41 @@ pub struct PoolSpec {
     pub shared: Option<[u8; 16]>,
     /// `Some(n)`: a dense pool (swap) with indices `0..n` and one object; else sparse.
     pub pages: Option<u32>,
-    /// How pages are compressed; may change later.
+    /// How pages are compressed; may change later, unless they come compressed.
     pub codec: Codec,
+    /// Bytes in a page: 4096 << n, at most 2 MiB.
+    pub page_size: u32,
+    /// Pages may come compressed: [`put_packed`](crate::Handle::put_packed).
+    pub packed: bool,
 }
 
 impl PoolSpec {
-    /// A swap disk of so many pages: persistent, private, dense.
+    /// A swap disk of so many pages of 4096 bytes: persistent, private, dense, lz4.
     pub const fn dense(pages: u32) -> Self {
-        Self { persistent: true, shared: None, pages: Some(pages), codec: Codec::Lz4 }
+        Self { pages: Some(pages), ..Self::sparse(true) }
     }
 
-    /// Objects of pages: sparse, private.
+    /// Objects of pages of 4096 bytes: sparse, private, lz4.
     pub const fn sparse(persistent: bool) -> Self {
-        Self { persistent, shared: None, pages: None, codec: Codec::Lz4 }
+        let page_size = PAGE_SIZE as u32;
+        Self { persistent, shared: None, pages: None, codec: Codec::Lz4, page_size, packed: false }
+    }
+
+    /// What is wrong with it.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        if self.pages.is_some() && (!self.persistent || self.shared.is_some()) {
+            return Err("a dense pool is a swap disk: persistent and private".into());
+        }
+        if self.pages == Some(0) {
+            return Err("a dense pool has at least one page".into());
+        }
+        if !self.page_size.is_power_of_two() || !(PAGE_SIZE..=PAGE_MAX).contains(&(self.page_size as usize)) {
+            return Err(format!("a page is a power of two from 4096 bytes to 2 MiB, not {}", self.page_size));
+        }
+        if self.packed && self.codec == Codec::None {
+            return Err("pages that come compressed need a codec: lz4 or zstd".into());
+        }
+        Ok(())
     }
 }
 
@@ -105,7 +127,7 @@ impl Pool {
     /// Bytes in a page.
     #[inline]
     pub fn page_size(&self) -> usize {
-        PAGE_SIZE
+        self.spec.page_size as usize
     }
 
     /// How puts are compressed now.

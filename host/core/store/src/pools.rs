@@ -19,12 +19,7 @@ impl Store {
     /// full; the tables are full.
     pub fn pool_create(&self, vm: VmId, spec: PoolSpec) -> Result<PoolId> {
         let inner = &self.inner;
-        if spec.pages.is_some() && (!spec.persistent || spec.shared.is_some()) {
-            return Err(StoreError::Invalid("a dense pool is a swap disk: persistent and private".into()));
-        }
-        if spec.pages == Some(0) {
-            return Err(StoreError::Invalid("a dense pool has at least one page".into()));
-        }
+        spec.check().map_err(StoreError::Invalid)?;
         let _guard = inner.tables.lock();
         let vms = inner.vms.read();
         let owner = vms.get(&vm).ok_or_else(|| StoreError::NotFound(format!("no VM has number {vm}")))?;
@@ -126,9 +121,12 @@ impl Store {
     /// Sets how puts into a pool are compressed from now on.
     ///
     /// # Errors
-    /// No such pool.
+    /// No such pool, or its pages come compressed.
     pub fn pool_set_codec(&self, id: PoolId, codec: Codec) -> Result<()> {
         let pool = self.pool(id)?;
+        if pool.spec.packed {
+            return Err(StoreError::Invalid("a pool whose pages come compressed keeps its codec".into()));
+        }
         let _guard = self.inner.tables.lock();
         pool.set_codec(codec);
         self.inner.save_pool(&pool);
@@ -190,7 +188,11 @@ impl Inner {
     }
 
     fn join(&self, vm: VmId, pool: &Arc<Pool>, spec: PoolSpec) -> Result<PoolId> {
-        if pool.spec.persistent != spec.persistent {
+        let same = |a: &PoolSpec, b: &PoolSpec| {
+            (a.persistent, a.page_size, a.packed) == (b.persistent, b.page_size, b.packed)
+                && (!a.packed || a.codec == b.codec)
+        };
+        if !same(&pool.spec, &spec) {
             return Err(StoreError::Invalid("the shared pool of that uuid is not of that kind".into()));
         }
         let mut members = pool.members.lock();

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 
 use crate::alloc::RecoveredBlock;
 use crate::classes::CLASSES;
+use crate::codec::Encoding;
 use crate::error::{Result, StoreError};
 use crate::index::Stand;
 use crate::keep::forget_kind;
@@ -21,6 +22,7 @@ use crate::layout::{BLOCK_SHIFT, BlockEntry, OS_PAGE, SlotHeader, seq_later};
 use crate::ops::DENSE_OBJECT;
 use crate::pool::{Pool, PoolId, Vm};
 use crate::quota::Account;
+use crate::recover_units::Large;
 use crate::stats::bump;
 use crate::store::Inner;
 use crate::tables::{self, Place};
@@ -49,6 +51,7 @@ pub struct Recovery {
 struct Found {
     blocks: Vec<RecoveredBlock>,
     losers: Vec<u64>,
+    large: Large,
     pages: u64,
     /// May be below zero: another thread counted what this one took back.
     lost: i64,
@@ -80,19 +83,25 @@ pub(crate) fn recover(inner: &Inner) -> Result<Recovery> {
     let missing = inner.arena.present()..inner.arena.grown();
     let mut r = Recovery { broken_entries, unreadable: missing.len() as u64, ..Recovery::default() };
     let mut losers = Vec::new();
+    let mut large = Large::default();
     let mut lost = 0;
     for found in all.into_inner() {
         inner.alloc.adopt(found.blocks);
         losers.extend(found.losers);
+        large.extend(found.large);
         r.pages += found.pages;
         lost += found.lost;
         r.unreadable += found.unreadable;
         r.leftovers += found.leftovers;
     }
     r.pages -= losers.len() as u64;
-    r.lost_pages = lost.max(0) as u64;
     r.leftovers += losers.len() as u64;
     losers.into_iter().for_each(|slot| inner.alloc.free(slot));
+    let not_whole = large.claim(inner);
+    r.pages -= not_whole;
+    r.lost_pages = lost.max(0) as u64 + not_whole;
+    let clean = r.lost_pages + r.unreadable + r.broken_entries == 0;
+    large.settle(inner, clean, &mut r);
     for &id in &dying {
         tables::clear_pool(&inner.arena, id);
     }
@@ -218,6 +227,11 @@ fn scan_slot(inner: &Inner, slot: u64, class: u8, dying: &HashSet<PoolId>, found
         found.unreadable += 1;
         return true;
     };
+    if header.unit.is_some() {
+        found.large.units.insert(slot, good);
+        return true;
+    }
+    let is_head = header.encoding == Encoding::Units;
     let object = object.unwrap_or(DENSE_OBJECT);
     let placed = pool.index.with(&object, header.index, |e| {
         let standing = match e.stand {
@@ -263,7 +277,12 @@ fn scan_slot(inner: &Inner, slot: u64, class: u8, dying: &HashSet<PoolId>, found
         Verdict::Replace
     });
     match placed {
-        Some(Verdict::Replace) if good => found.pages += 1,
+        Some(Verdict::Replace) if good => {
+            found.pages += 1;
+            if is_head {
+                found.large.heads.push(slot);
+            }
+        }
         Some(Verdict::Replace) => found.lost += 1,
         Some(Verdict::Drop) => {
             inner.arena.clear_header(slot);
@@ -304,22 +323,23 @@ fn resolve(good: bool, other_good: bool, later: bool, earlier: bool) -> Verdict 
 
 /// Adds a slot to what its pool holds, or takes it away.
 fn account(pool: &Pool, header: &SlotHeader, add: bool) {
-    use crate::codec::Encoding;
     let h = &pool.holding;
     let size = u64::from(CLASSES.size(CLASSES.of(header.slot_len())));
+    // Of a large page, its units are counted when it is known which these are.
+    let data = if header.encoding == Encoding::Units { 0 } else { u64::from(header.len) };
     if add {
         bump(&h.pages);
         h.slots.fetch_add(size, Ordering::Relaxed);
-        h.compressed.fetch_add(u64::from(header.len), Ordering::Relaxed);
+        h.compressed.fetch_add(data, Ordering::Relaxed);
         match header.encoding {
             Encoding::Same => bump(&h.same_filled),
             Encoding::Raw => bump(&h.raw),
-            Encoding::Lz4 | Encoding::Zstd => {}
+            Encoding::Lz4 | Encoding::Zstd | Encoding::Units => {}
         }
     } else {
         h.pages.fetch_sub(1, Ordering::Relaxed);
         h.slots.fetch_sub(size, Ordering::Relaxed);
-        h.compressed.fetch_sub(u64::from(header.len), Ordering::Relaxed);
+        h.compressed.fetch_sub(data, Ordering::Relaxed);
         forget_kind(pool, header.encoding);
     }
 }

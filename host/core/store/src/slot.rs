@@ -4,6 +4,7 @@
 use twox_hash::XxHash3_64;
 
 use crate::arena::Arena;
+use crate::codec::Encoding;
 use crate::layout::{self, ObjectId, SlotHeader};
 
 impl Arena {
@@ -52,6 +53,8 @@ impl Arena {
     #[inline]
     pub fn checksum(&self, header: &SlotHeader, object: Option<&ObjectId>, data: &[u8]) -> u32 {
         let (word0, word1) = SlotHeader { checksum: 0, ..*header }.words();
+        // Where units lie changes as they are moved; what they hold does not.
+        let data = if header.encoding == Encoding::Units { &data[..data.len() / 3] } else { data };
         // The secret is long enough (136 bytes), which is all that can be wrong with it.
         let mut h = XxHash3_64::oneshot_with_secret(&self.secret, data).unwrap_or(0);
         let mut mix = |w: u64| {
@@ -76,10 +79,30 @@ impl Arena {
     pub unsafe fn write_slot(
         &self,
         slot: u64,
-        mut header: SlotHeader,
+        header: SlotHeader,
         object: Option<&ObjectId>,
         data: *const u8,
     ) {
+        // SAFETY: by the caller.
+        unsafe {
+            let header = self.write_data(slot, header, object, data);
+            self.publish(slot, &header);
+        }
+    }
+
+    /// The first half of [`Self::write_slot`]: all but the header, which comes back with its
+    /// checksum. The slot still says that it is free.
+    ///
+    /// # Safety
+    /// As [`Self::write_slot`].
+    #[inline]
+    pub unsafe fn write_data(
+        &self,
+        slot: u64,
+        mut header: SlotHeader,
+        object: Option<&ObjectId>,
+        data: *const u8,
+    ) -> SlotHeader {
         let at = self.data(slot);
         let len = header.len as usize;
         // SAFETY: by the caller; the arena and the source do not overlap.
@@ -93,7 +116,20 @@ impl Arena {
                     layout::store(at.add(16 + i * 8), w);
                 }
             }
-            let (word0, word1) = header.words();
+        }
+        header
+    }
+
+    /// Writes the header of a slot whose data is written: from here on it is what it says.
+    ///
+    /// # Safety
+    /// As [`Self::write_slot`].
+    #[inline]
+    pub unsafe fn publish(&self, slot: u64, header: &SlotHeader) {
+        let at = self.data(slot);
+        let (word0, word1) = header.words();
+        // SAFETY: slots are 8-aligned and at least a header long.
+        unsafe {
             layout::store(at, word0);
             layout::store(at.add(8), word1);
         }

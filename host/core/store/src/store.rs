@@ -12,14 +12,16 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::alloc::Allocator;
 use crate::arena::Arena;
-use crate::classes::{CLASSES, MAX_SLOT};
+use crate::classes::CLASSES;
+use crate::codec::{PAGE_SIZE, UNIT_MAX};
 use crate::error::{Result, StoreError};
-use crate::layout::{BLOCK_SIZE, HEADER};
+use crate::layout::{BLOCK_SIZE, HEADER, HEADER_SPARSE};
 use crate::pool::{Pool, PoolId, Vm, VmId};
 use crate::quota::{Account, Budget};
 use crate::recover::{self, Recovery};
 use crate::stats;
 use crate::tables::{self, VmRecord};
+use crate::units;
 
 /// How a store is opened.
 #[derive(Debug, Clone, Copy)]
@@ -99,9 +101,20 @@ pub struct Store {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Bytes a slot of a dense pool can need at worst: what a reservation for `pages` must count.
+/// Bytes of slots that a dense pool of `pages` pages of 4096 bytes can need at worst: what a
+/// reservation for it must count.
 pub fn worst_case_bytes(pages: u64) -> u64 {
-    pages * u64::from(CLASSES.size(CLASSES.of(HEADER + crate::codec::PAGE_SIZE)))
+    worst_case_bytes_of(pages, PAGE_SIZE)
+}
+
+/// As [`worst_case_bytes`], for pages of `page_size` bytes. More than 64 bits hold: the most they do.
+pub fn worst_case_bytes_of(pages: u64, page_size: usize) -> u64 {
+    let slot = |len: usize| u64::from(CLASSES.size(CLASSES.of(HEADER + len)));
+    let page = match units::count(page_size) {
+        0 => slot(page_size),
+        n => n as u64 * slot(UNIT_MAX) + slot(units::table_len(n)),
+    };
+    pages.saturating_mul(page)
 }
 
 impl Store {
@@ -335,7 +348,7 @@ fn check_quota(reservation: u64, cap: u64, weight: u32) -> Result<()> {
     if weight == 0 || weight > 1_000_000 {
         return Err(StoreError::Invalid(format!("a weight is 1 to 1000000, not {weight}")));
     }
-    if cap < MAX_SLOT as u64 {
+    if cap < (HEADER_SPARSE + PAGE_SIZE) as u64 {
         return Err(StoreError::Invalid(format!("a cap of {cap} bytes holds no page")));
     }
     Ok(())

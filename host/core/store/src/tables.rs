@@ -7,7 +7,7 @@
 use twox_hash::XxHash3_64;
 
 use crate::arena::Arena;
-use crate::codec::Codec;
+use crate::codec::{Codec, PAGE_MAX, PAGE_SIZE};
 use crate::error::{Result, StoreError};
 use crate::layout::{MAX_POOLS, MAX_VMS, POOL_ENTRY, POOL_TABLE, VM_ENTRY, VM_TABLE};
 use crate::pool::{PoolId, PoolSpec, VmId};
@@ -42,6 +42,9 @@ const NO_MEMBER: u16 = u16::MAX;
 const FLAG_PERSISTENT: u64 = 1;
 const FLAG_SHARED: u64 = 2;
 const FLAG_DENSE: u64 = 4;
+const FLAG_PACKED: u64 = 8;
+/// Page size: 4096 << these 4 bits.
+const ORDER_SHIFT: u32 = 8;
 
 /// A VM's record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -229,6 +232,10 @@ fn parse_pool(e: &[u8]) -> Place<PoolRecord> {
     let flags = word(e, 16);
     let mut uuid = [0; 16];
     uuid.copy_from_slice(&e[32..48]);
+    let page_size = PAGE_SIZE << (flags >> ORDER_SHIFT & 0xf);
+    if page_size > PAGE_MAX {
+        return Place::Broken;
+    }
     let members = e[POOL_MEMBERS as usize..POOL_MEMBERS as usize + MEMBERS_MAX * 2]
         .chunks_exact(2)
         .map(|c| u16::from_le_bytes([c[0], c[1]]))
@@ -240,6 +247,8 @@ fn parse_pool(e: &[u8]) -> Place<PoolRecord> {
             shared: (flags & FLAG_SHARED != 0).then_some(uuid),
             pages: (flags & FLAG_DENSE != 0).then_some(word(e, 24) as u32),
             codec,
+            page_size: page_size as u32,
+            packed: flags & FLAG_PACKED != 0,
         },
         members,
         damaged: changing >> 8 & 1 != 0,
@@ -256,7 +265,9 @@ pub(crate) fn write_pool(arena: &Arena, id: PoolId, pool: &PoolRecord) -> Result
     let flag = |on: bool, bit: u64| if on { bit } else { 0 };
     let flags = flag(spec.persistent, FLAG_PERSISTENT)
         | flag(spec.shared.is_some(), FLAG_SHARED)
-        | flag(spec.pages.is_some(), FLAG_DENSE);
+        | flag(spec.pages.is_some(), FLAG_DENSE)
+        | flag(spec.packed, FLAG_PACKED)
+        | u64::from((spec.page_size as usize / PAGE_SIZE).trailing_zeros()) << ORDER_SHIFT;
     e[16..24].copy_from_slice(&flags.to_le_bytes());
     e[24..32].copy_from_slice(&u64::from(spec.pages.unwrap_or(0)).to_le_bytes());
     e[32..48].copy_from_slice(&spec.shared.unwrap_or_default());

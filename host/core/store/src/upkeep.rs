@@ -55,7 +55,8 @@ impl Inner {
             return true;
         }
         let mut evicted = false;
-        for _ in 0..EVICT_BATCH {
+        // A large page takes more than ten small ones to make room for.
+        for _ in 0..EVICT_BATCH.max((bytes / 1024) as u32) {
             let Some(account) = self.evict_one() else { break };
             evicted = true;
             account.settle(&self.budget, 0);
@@ -212,7 +213,10 @@ impl Inner {
         }
         let object = if header.sparse { self.arena.object(slot) } else { DENSE_OBJECT };
         pool.index
-            .with(&object, header.index, |e| self.relocate_locked(&pool, e, slot, room))
+            .with(&object, header.index, |e| match header.unit {
+                None => self.relocate_locked(&pool, e, slot, room),
+                Some(_) => self.relocate_unit(&pool, e, slot, room),
+            })
             .unwrap_or(Move::NotOurs)
     }
 
@@ -227,7 +231,9 @@ impl Inner {
             return Move::NotOurs;
         }
         // Read again under the lock: the slot may have been reused since.
-        let Some(header) = self.arena.header(slot) else { return Move::NotOurs };
+        let Some(header) = self.arena.header(slot).filter(|h| h.unit.is_none()) else {
+            return Move::NotOurs;
+        };
         if header.slot_len() > self.alloc.slot_size(slot) as usize {
             return Move::NotOurs;
         }
@@ -249,6 +255,38 @@ impl Inner {
         if e.node != NIL {
             pool.lru.lock().moved(e.node, to);
         }
+        bump(&pool.counters.moved);
+        Move::Done
+    }
+
+    /// Moves one unit of a large page: it is whole in its new place before the head says so.
+    fn relocate_unit(
+        &self,
+        pool: &Pool,
+        e: &mut Entry,
+        slot: u64,
+        room: impl FnOnce(u8) -> Option<u64>,
+    ) -> Move {
+        let Stand::Page(of) = e.stand else { return Move::NotOurs };
+        // SAFETY: the entry is locked, and has that slot.
+        let Some(head) = (unsafe { self.head(pool, of) }) else { return Move::NotOurs };
+        let Some((number, at)) = head.number_at(slot).and_then(|n| Some((n, self.unit(&head, n)?))) else {
+            return Move::NotOurs;
+        };
+        // SAFETY: as above.
+        let Some(data) = (unsafe { self.unit_data(&at) }) else {
+            e.stand = Stand::Lost(of);
+            return Move::NotOurs;
+        };
+        let Some(to) = room(CLASSES.of(at.header.slot_len())) else { return Move::NoRoom };
+        let object = at.header.sparse.then(|| self.arena.object(slot));
+        // SAFETY: a fresh slot of the same class, then the word of a head that stands.
+        unsafe {
+            self.arena.write_slot(to, at.header, object.as_ref(), data.as_ptr());
+            self.unit_moved(&head, number, to);
+        }
+        self.arena.clear_header(slot);
+        self.alloc.free(slot);
         bump(&pool.counters.moved);
         Move::Done
     }

@@ -2,6 +2,8 @@
 //! What a new process finds: after a kill, after damage, after a cut.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod common;
+
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -16,35 +18,31 @@ use tmem_store::{
 const OPTIONS: StoreOptions = StoreOptions { limit: 256 << 20, accept_loss: false, maintenance: false };
 
 fn page(seed: u64) -> Vec<u8> {
-    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut p = vec![0u8; PAGE_SIZE];
-    let random = [8, 700, 2000, 3500, PAGE_SIZE][(seed % 5) as usize];
-    for c in p[..random].chunks_mut(8) {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        c.copy_from_slice(&x.to_le_bytes()[..c.len()]);
-    }
-    p
+    common::page(seed, PAGE_SIZE)
 }
 
 fn put(h: &Handle, i: u32, seed: u64) -> Put {
-    // SAFETY: a page.
-    unsafe { h.put(&DENSE_OBJECT, i, page(seed).as_ptr()) }
+    common::put(h, &DENSE_OBJECT, i, &common::page(seed, h.pool().page_size()))
 }
 
 fn get(h: &Handle, i: u32) -> (Get, Vec<u8>) {
-    let mut p = vec![0u8; PAGE_SIZE];
-    // SAFETY: a page.
-    (unsafe { h.get(&DENSE_OBJECT, i, p.as_mut_ptr()) }, p)
+    common::get(h, &DENSE_OBJECT, i)
 }
 
 fn swap(pages: u32) -> PoolSpec {
     PoolSpec::dense(pages)
 }
 
+fn large(pages: u32) -> PoolSpec {
+    PoolSpec { page_size: LARGE_SIZE as u32, ..swap(pages) }
+}
+
 fn handle(store: &Store) -> Handle {
     store.handle(store.vm("vm").unwrap().id, store.pools()[0].id).unwrap()
+}
+
+fn large_handle(store: &Store) -> Handle {
+    store.handle(store.vm("vm").unwrap().id, store.pools()[1].id).unwrap()
 }
 
 /// An arena with `pages` pages, closed.
@@ -61,6 +59,30 @@ fn filled(path: &Path, pages: u32) {
 // What the victim is about to do and has done, by key, in a file both processes map.
 const KEYS: usize = 3000;
 const THREADS: usize = 2;
+/// The last of them are pages of four units; 48 bits of their log are the seed, the rest says what
+/// was written over a part of them.
+const LARGE_KEYS: usize = 40;
+const LARGE_SIZE: usize = 256 << 10;
+
+/// Where a large page is written over, and with what.
+fn part(log: u64) -> (usize, Vec<u8>) {
+    let (offset, len) =
+        ((log as usize).wrapping_mul(7919) % (LARGE_SIZE - 70_000), 1 + log as usize % 69_999);
+    (offset, vec![(log >> 48) as u8; len])
+}
+
+/// What a key's log means.
+fn content(key: usize, log: u64) -> Vec<u8> {
+    if key < KEYS - LARGE_KEYS {
+        return page(log);
+    }
+    let mut page = common::page(log & 0xffff_ffff_ffff, LARGE_SIZE);
+    if log >> 48 != 0 {
+        let (offset, bytes) = part(log);
+        page[offset..offset + bytes.len()].copy_from_slice(&bytes);
+    }
+    page
+}
 
 struct Log(*const AtomicU64);
 // SAFETY: an array of atomics.
@@ -106,24 +128,41 @@ fn victim() {
     let store = Store::open(&dir.join("arena"), StoreOptions { maintenance: true, ..OPTIONS }).unwrap();
     let log = Log::map(&dir.join("log"));
     std::thread::scope(|s| {
+        // Pages and units are moved all the time.
+        s.spawn(|| {
+            loop {
+                store.maintain();
+            }
+        });
         for t in 0..THREADS {
             let (store, log) = (&store, &log);
             s.spawn(move || {
-                let h = handle(store);
+                let (small, large) = (handle(store), large_handle(store));
                 let mut x = u64::from(std::process::id()) << 8 | (t as u64 + 1);
                 loop {
                     x ^= x << 13;
                     x ^= x >> 7;
                     x ^= x << 17;
-                    let key = (x >> 20) as usize % (KEYS / THREADS) * THREADS + t;
-                    let seed = if x.is_multiple_of(10) { 0 } else { x | 1 };
-                    log.intent(key).store(seed, Ordering::SeqCst);
-                    if seed == 0 {
-                        h.flush_page(&DENSE_OBJECT, key as u32);
-                    } else {
-                        assert_eq!(put(&h, key as u32, seed), Put::Stored);
+                    let of = if x.is_multiple_of(8) { KEYS - LARGE_KEYS..KEYS } else { 0..KEYS - LARGE_KEYS };
+                    let key = of.start + (x >> 20) as usize % (of.len() / THREADS) * THREADS + t;
+                    let (h, index) = if of.end == KEYS { (&large, key - of.start) } else { (&small, key) };
+                    let index = index as u32;
+                    let is = log.acked(key).load(Ordering::SeqCst);
+                    let mut next = if x.is_multiple_of(10) { 0 } else { (x & 0xffff_ffff_ffff) | 1 };
+                    let patch = of.end == KEYS && is != 0 && is >> 48 == 0 && x.is_multiple_of(3);
+                    if patch {
+                        next = is | 0x5a << 48;
                     }
-                    log.acked(key).store(seed, Ordering::SeqCst);
+                    log.intent(key).store(next, Ordering::SeqCst);
+                    if patch {
+                        let (offset, bytes) = part(next);
+                        assert_eq!(common::write(h, &DENSE_OBJECT, index, offset, &bytes), Put::Stored);
+                    } else if next == 0 {
+                        h.flush_page(&DENSE_OBJECT, index);
+                    } else {
+                        assert_eq!(common::put(h, &DENSE_OBJECT, index, &content(key, next)), Put::Stored);
+                    }
+                    log.acked(key).store(next, Ordering::SeqCst);
                 }
             });
         }
@@ -146,6 +185,7 @@ fn survives_kills() {
         let store = Store::open(&arena, OPTIONS).unwrap();
         let vm = store.vm_create("vm", 0, NO_CAP, 100).unwrap();
         store.pool_create(vm, swap(KEYS as u32)).unwrap();
+        store.pool_create(vm, large(LARGE_KEYS as u32)).unwrap();
     }
     let log = Log::map(&dir.path().join("log"));
     let (mut leftovers, mut in_flight) = (0, 0);
@@ -179,12 +219,18 @@ fn survives_kills() {
         let r = store.recovery().clone();
         assert_eq!((r.lost_pages, r.unreadable, r.broken_entries), (0, 0, 0), "round {round}");
         leftovers += r.leftovers;
-        let h = handle(&store);
+        let (small, large) = (handle(&store), large_handle(&store));
         for key in 0..KEYS {
             let (intent, acked) =
                 (log.intent(key).load(Ordering::SeqCst), log.acked(key).load(Ordering::SeqCst));
-            let (g, data) = get(&h, key as u32);
-            let is = |seed: u64| if seed == 0 { g == Get::Miss } else { g == Get::Hit && data == page(seed) };
+            let (g, data) = match key.checked_sub(KEYS - LARGE_KEYS) {
+                None => get(&small, key as u32),
+                Some(index) => get(&large, index as u32),
+            };
+            let is = |log: u64| match log {
+                0 => g == Get::Miss,
+                log => g == Get::Hit && data == content(key, log),
+            };
             in_flight += u64::from(intent != acked);
             assert!(is(acked) || is(intent), "round {round} key {key}: {g:?}");
             // What stands now is what counts for the next round.
@@ -237,6 +283,65 @@ fn damage_is_known_and_stays_known() {
     for i in 0..500 {
         assert_eq!(put(&h, i, 7), Put::Stored);
         assert_eq!(get(&h, i), (Get::Hit, page(7)));
+    }
+}
+
+#[test]
+fn a_large_page_is_whole_or_lost() {
+    const PAGES: u32 = 24;
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = dir.path().join("arena");
+    for round in 0..12u64 {
+        let _ = std::fs::remove_file(&path);
+        {
+            let store = Store::open(&path, OPTIONS).unwrap();
+            let vm = store.vm_create("vm", 0, NO_CAP, 100).unwrap();
+            store.pool_create(vm, swap(10)).unwrap();
+            store.pool_create(vm, large(PAGES)).unwrap();
+            let h = large_handle(&store);
+            // Twice, so that there are slots with old bytes.
+            (0..2 * PAGES).for_each(|i| assert_eq!(put(&h, i % PAGES, u64::from(i) * 4 + 1), Put::Stored));
+        }
+        // A flipped bit in one place in so many that are not zero.
+        let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let len = file.metadata().unwrap().len();
+        let mut block = vec![0; 1 << 16];
+        for at in ((14 << 20)..len).step_by(1 << 16).skip(round as usize % 3).step_by(3) {
+            file.read_exact_at(&mut block, at).unwrap();
+            // Also where the tables of heads are.
+            let within = if round < 6 { 24 + round as usize * 37 } else { 31_000 + round as usize };
+            if block[within] != 0 {
+                file.write_all_at(&[block[within] ^ 1], at + within as u64).unwrap();
+            }
+        }
+        let mut before = None;
+        for _ in 0..2 {
+            let store = Store::open(&path, OPTIONS).unwrap();
+            let r = store.recovery();
+            let suspect = r.lost_pages + r.unreadable > 0;
+            let h = large_handle(&store);
+            let answers: Vec<_> = (0..PAGES)
+                .map(|i| {
+                    let (g, data) = get(&h, i);
+                    let right = common::page(u64::from(i + PAGES) * 4 + 1, LARGE_SIZE);
+                    assert!(g == Get::Lost && suspect || g == Get::Hit && data == right, "page {i}: {g:?}");
+                    // A part is of that page, or there is none.
+                    let (g, data) = common::read(&h, &DENSE_OBJECT, i, 100_000, 100);
+                    assert!(g == Get::Lost || data == right[100_000..100_100]);
+                    g
+                })
+                .collect();
+            let held = store.vm("vm").unwrap().account.held();
+            assert_eq!(held, store.totals().slots);
+            assert_eq!(*before.get_or_insert((answers.clone(), held)), (answers, held));
+        }
+        // What is lost can be put and flushed; what was held is given back.
+        let store = Store::open(&path, OPTIONS).unwrap();
+        let h = large_handle(&store);
+        (0..PAGES).step_by(2).for_each(|i| assert_eq!(put(&h, i, 3), Put::Stored));
+        assert!((0..PAGES).step_by(2).all(|i| get(&h, i) == (Get::Hit, common::page(3, LARGE_SIZE))));
+        (0..PAGES).for_each(|i| _ = h.flush_page(&DENSE_OBJECT, i));
+        assert_eq!((store.totals().slots, store.vm("vm").unwrap().account.held()), (0, 0));
     }
 }
 

@@ -218,7 +218,7 @@ impl Member {
 
 #[cfg(test)]
 mod tests {
-    use tmem_store::{Codec, DENSE_OBJECT, PoolSpec, Put, Store, StoreOptions};
+    use tmem_store::{DENSE_OBJECT, PoolSpec, Put, Store, StoreOptions};
 
     use super::super::guest::memory_len;
     use super::*;
@@ -231,7 +231,7 @@ mod tests {
         let options = StoreOptions { limit: 64 << 20, accept_loss: false, maintenance: false };
         let store = Store::open(&folder.path().join("arena"), options).unwrap();
         let vm = store.vm_create("one", 0, tmem_store::NO_CAP, 100).unwrap();
-        let spec = PoolSpec { persistent: true, shared: None, pages: Some(4), codec: Codec::Lz4 };
+        let spec = PoolSpec::dense(4);
         let pool = store.pool_create(vm, spec).unwrap();
         let corpus: Vec<u8> = (0..PAGE * 4).map(|i| (i / 3) as u8).collect();
         let member = Member::new(

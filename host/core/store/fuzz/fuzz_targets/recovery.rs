@@ -20,7 +20,19 @@ use tmem_store::{DENSE_OBJECT, Get, NO_CAP, PAGE_SIZE, PoolSpec, Put, Store, Sto
 const PAGES: u32 = 160;
 const OPTIONS: StoreOptions = StoreOptions { limit: 8 << 20, accept_loss: true, maintenance: false };
 
+/// The third pool's pages are of two units.
+const LARGE: u32 = 6;
+const LARGE_SIZE: usize = 128 << 10;
+
+fn pages(pool: u64) -> u32 {
+    if pool == 2 { LARGE } else { PAGES }
+}
+
 fn page(pool: u64, i: u32) -> Vec<u8> {
+    if pool == 2 {
+        // Units of small pages that differ, so that the image stays small.
+        return (0..LARGE_SIZE / PAGE_SIZE).flat_map(|n| page(3, i * 5 + 1 + n as u32 / 16)).collect();
+    }
     let mut x = (u64::from(i) << 8 | pool | 1 << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut p = vec![0u8; PAGE_SIZE];
     for c in p[..[8, 200, 300, 2000, PAGE_SIZE][i as usize % 5]].chunks_mut(8) {
@@ -33,7 +45,7 @@ fn page(pool: u64, i: u32) -> Vec<u8> {
 }
 
 fn object(pool: u64, i: u32) -> [u64; 3] {
-    if pool == 0 { DENSE_OBJECT } else { [u64::from(i % 3), 5, 6] }
+    if pool == 1 { [u64::from(i % 3), 5, 6] } else { DENSE_OBJECT }
 }
 
 /// The bytes of the valid arena where there are any: (offset, 4 KiB).
@@ -53,10 +65,10 @@ fn fixture() -> &'static Fixture {
         {
             let store = Store::open(&path, OPTIONS).unwrap();
             let vm = store.vm_create("vm", 0, NO_CAP, 100).unwrap();
-            for (pool, pages) in [(0u64, Some(PAGES)), (1, None)] {
-                let spec = PoolSpec { pages, ..PoolSpec::sparse(true) };
+            let large = PoolSpec { page_size: LARGE_SIZE as u32, ..PoolSpec::dense(LARGE) };
+            for (pool, spec) in [(0u64, PoolSpec::dense(PAGES)), (1, PoolSpec::sparse(true)), (2, large)] {
                 let h = store.handle(vm, store.pool_create(vm, spec).unwrap()).unwrap();
-                for i in 0..PAGES {
+                for i in 0..pages(pool) {
                     let p = page(pool, i);
                     // SAFETY: a page.
                     assert_eq!(unsafe { h.put(&object(pool, i), i, p.as_ptr()) }, Put::Stored);
@@ -83,9 +95,13 @@ fn look(store: &Store) -> Option<Vec<Get>> {
     let mut answers = Vec::new();
     for pool in store.pools() {
         let Ok(h) = store.handle(vm.id, pool.id) else { continue };
-        let n = u64::from(pool.spec.pages.is_none());
-        for i in 0..PAGES {
-            let mut p = vec![0u8; PAGE_SIZE];
+        let n = match (pool.spec.pages, pool.page_size()) {
+            (None, _) => 1,
+            (Some(_), PAGE_SIZE) => 0,
+            (Some(_), _) => 2,
+        };
+        for i in 0..pages(n) {
+            let mut p = vec![0u8; pool.page_size()];
             // SAFETY: a page.
             let g = unsafe { h.get(&object(n, i), i, p.as_mut_ptr()) };
             assert!(g != Get::Hit || p == page(n, i), "wrong data in pool {n} under {i}");
