@@ -5,7 +5,7 @@
 //! - [`store`], `pools`: VMs, pools, quotas; opening an arena
 //! - [`ops`]: put, get, flush; [`parts`]: byte ranges; [`batch`]: several pages; `keep`, `fetch`:
 //!   their part under the key's lock
-//! - `units`: pages above 64 KiB
+//! - `packed`: pages that come compressed; `units`: pages above 64 KiB
 //! - `index`: key to slot; `alloc`, `reclaim`, `block`, `classes`: slots out of blocks;
 //!   `arena`, `slot`, `layout`, `tables`: the file
 //! - [`codec`], `decode`: one page, compressed; `quota`: who may hold what; `upkeep`: eviction, compaction
@@ -26,6 +26,7 @@ mod keep;
 mod layout;
 mod lru;
 pub mod ops;
+mod packed;
 pub mod parts;
 pub mod pool;
 mod pools;

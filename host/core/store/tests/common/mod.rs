@@ -2,7 +2,7 @@
 //! Pages, and handles that take and give them as vectors.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
-use tmem_store::{Get, Handle, Put};
+use tmem_store::{Codec, Get, Handle, Put};
 
 /// xorshift64*: small, seeded, good enough to choose operations.
 pub struct Rng(pub u64);
@@ -68,4 +68,21 @@ pub fn read(h: &Handle, o: &[u64; 3], i: u32, offset: usize, len: usize) -> (Get
 pub fn write(h: &Handle, o: &[u64; 3], i: u32, offset: usize, data: &[u8]) -> Put {
     // SAFETY: as long as it says.
     unsafe { h.write(o, i, offset, data.len(), data.as_ptr()) }
+}
+
+/// What a guest makes of a page: one lz4 block or zstd frame.
+pub fn pack(codec: Codec, page: &[u8]) -> Vec<u8> {
+    let mut out = vec![0u8; page.len() + page.len() / 100 + 1024];
+    let n = if codec == Codec::Zstd {
+        // SAFETY: lengths as they are.
+        unsafe {
+            zstd_sys::ZSTD_compress(out.as_mut_ptr().cast(), out.len(), page.as_ptr().cast(), page.len(), 3)
+        }
+    } else {
+        let (src, dst) = (page.as_ptr().cast(), out.as_mut_ptr().cast());
+        // SAFETY: lengths as they are.
+        unsafe { lz4_sys::LZ4_compress_default(src, dst, page.len() as i32, out.len() as i32) as usize }
+    };
+    out.truncate(n);
+    out
 }
