@@ -224,9 +224,10 @@ struct tmem_reply {
  * READ, WRITE: offset + length is at most the page size. Both need the page, else TMEM_MISS, and a
  * WRITE has then put nothing. A WRITE that is not kept (no room, over cap, frozen) is a put that
  * failed: the whole page is gone. A READ never removes the page.
- * EXCHANGE: the page is put, then the other is got, and what is sent and fetched may lie in the
- * same memory. Bit 0 of done is the put, bit 1 the get. After a put that was not done nothing is
- * got, and that memory is left alone. With one key twice the page comes back as it was put.
+ * EXCHANGE: the page is put, then the other is got. Bit 0 of done is the put, bit 1 the get. After
+ * a put that was not done nothing is got, and no data is written: where the channel lets what is
+ * sent and fetched lie in the same memory, that page is the only copy. With one key twice the page
+ * comes back as it was put.
  *
  * A packed pool: a put sends length bytes. Below the page size they are compressed and exactly one
  * page when decompressed (else TMEM_BAD_DATA: the put failed, rule 1); with the page size they are

@@ -8,17 +8,16 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use parking_lot::{Mutex, RwLock};
 use tmem_abi::pool::Name;
 use tmem_abi::wire::POOLS_MAX;
-use tmem_abi::{NewPool, Shape, Status, feature};
+use tmem_abi::{NewPool, Packing, Shape, Status, feature};
 use tmem_store::pool::Pool as StorePool;
 use tmem_store::{
-    Codec, Handle, PoolId, PoolSpec, QuotaChange, Result, Store, StoreError, VmId, worst_case_bytes,
+    Codec, Handle, PoolId, PoolSpec, QuotaChange, Result, Store, StoreError, VmId, worst_case_bytes_of,
 };
 
 use crate::session::Session;
 
 /// Features that the store can serve.
-pub const SUPPORTED: u64 =
-    feature::BATCH | feature::LIST | feature::RANGE | feature::EXCHANGE | feature::SHARED | feature::NEW_PAGE;
+pub const SUPPORTED: u64 = feature::ALL;
 
 /// The number of no pool.
 const NO_POOL: u32 = u32::MAX;
@@ -134,7 +133,7 @@ impl Engine {
             Name::Shared(uuid) => all.iter().find(|p| p.spec.shared == Some(uuid)),
         };
         if let Some(pool) = there
-            && (shape(pool) != new.shape() || pool.spec.persistent != new.persistent)
+            && !same(pool, new)
         {
             return Err(Status::NotPermitted);
         }
@@ -144,7 +143,7 @@ impl Engine {
             _ if all.iter().filter(mine).count() >= POOLS_MAX as usize => return Err(Status::NotPermitted),
             _ => {}
         }
-        let promise = new.pages.map_or(0, |pages| worst_case_bytes(u64::from(pages)));
+        let promise = promised(&new.shape());
         self.promise(promise)?;
         match self.store.pool_create(self.vm, self.spec(new)) {
             Ok(id) => {
@@ -169,7 +168,14 @@ impl Engine {
                 Name::Private | Name::Attach(_) => None,
             },
             pages: new.pages,
-            codec: self.options.codec,
+            // A page that comes compressed is kept as it comes.
+            codec: match new.packing {
+                None => self.options.codec,
+                Some(Packing::Lz4) => Codec::Lz4,
+                Some(Packing::Zstd) => Codec::Zstd,
+            },
+            page_size: new.shape().page_size,
+            packed: new.packing.is_some(),
         }
     }
 
@@ -183,7 +189,7 @@ impl Engine {
         })?;
         by_uuid.retain(|_, at| *at != id);
         self.pools.write().remove(&u32::from(id));
-        self.release(pool.shape.pages.map_or(0, |pages| worst_case_bytes(u64::from(pages))));
+        self.release(promised(&pool.shape));
         Ok(())
     }
 
@@ -214,7 +220,21 @@ impl Engine {
 }
 
 fn shape(pool: &StorePool) -> Shape {
-    Shape { page_size: pool.page_size() as u32, pages: pool.spec.pages, packed: false }
+    Shape { page_size: pool.spec.page_size, pages: pool.spec.pages, packed: pool.spec.packed }
+}
+
+/// What a pool reserves: all that the pages of a swap pool can need.
+fn promised(shape: &Shape) -> u64 {
+    shape.pages.map_or(0, |pages| worst_case_bytes_of(u64::from(pages), shape.page_size as usize))
+}
+
+/// True if the pool is what NEW_POOL asks for.
+fn same(pool: &StorePool, new: &NewPool) -> bool {
+    let codec = new.packing.is_none_or(|packing| match packing {
+        Packing::Lz4 => pool.spec.codec == Codec::Lz4,
+        Packing::Zstd => pool.spec.codec == Codec::Zstd,
+    });
+    codec && shape(pool) == new.shape() && pool.spec.persistent == new.persistent
 }
 
 fn refusal(e: &StoreError) -> Status {

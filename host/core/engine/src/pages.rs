@@ -44,6 +44,7 @@ fn put_status(put: Put) -> Status {
         Put::Lost => Status::Lost,
         Put::Missing => Status::Miss,
         Put::BadRange => Status::BadLength,
+        Put::BadData => Status::BadData,
     }
 }
 
@@ -113,8 +114,15 @@ impl Work<'_> {
     /// As [`Work`] says.
     pub unsafe fn put(&mut self, pool: &Pool, keys: Keys, data: Data) -> Answer {
         let page = pool.shape.page_size as usize;
-        if data != Data::Plain {
-            return Answer::refused(Status::HostError);
+        if let Data::Packed(len) = data {
+            let len = len as usize;
+            let Some(key) = keys.at(0, &self.scratch.list) else { return Answer::refused(Status::HostError) };
+            // SAFETY: by the caller.
+            let answer = unsafe {
+                let at = self.sent(len);
+                pool.handle.put_packed(&key.object, key.index, at, len)
+            };
+            return Answer::pages(&[put_status(answer)]);
         }
         self.scratch.pages.puts.clear();
         let mut done = 0;
