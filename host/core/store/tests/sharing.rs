@@ -2,6 +2,8 @@
 //! Many VMs, one store: quotas, eviction, threads, and memory that follows what is kept.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod common;
+
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
@@ -267,6 +269,102 @@ fn memory_follows_what_is_kept() {
     let t = store.totals();
     assert_eq!((t.arena, t.index), (0, 0));
     assert!(t.file < 64 << 10, "{} bytes stay", t.file);
+}
+
+#[test]
+fn large_pages_have_their_quota_and_make_room() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let store = open(dir.path(), 32 << 20);
+    // Nothing of it compresses.
+    let random = |seed: u64, size: usize| {
+        let mut r = common::Rng(seed * 2 + 1);
+        (0..size / 8).flat_map(|_| r.next().to_le_bytes()).collect::<Vec<u8>>()
+    };
+    // What a disk of large pages may need at worst is enough, whatever is put over what.
+    for (name, size, pages) in [("units", 256 << 10, 16u32), ("one slot", 64 << 10, 64)] {
+        let worst = tmem_store::worst_case_bytes_of(u64::from(pages), size);
+        let spec = PoolSpec { page_size: size as u32, ..PoolSpec::dense(pages) };
+        let h = vm_with(&store, name, worst, 100, spec);
+        store.vm_set(name, QuotaChange { cap: Some(worst), ..QuotaChange::default() }).unwrap();
+        let greedy = vm_with(&store, &format!("greedy {name}"), 0, 100, PoolSpec::sparse(true));
+        let page = noise(1, PAGE_SIZE);
+        let mut n = 0;
+        while put(&greedy, 0, n, &page) == Put::Stored {
+            n += 1;
+        }
+        for i in 0..3 * pages {
+            let page = random(u64::from(i), size);
+            assert_eq!(common::put(&h, &DENSE_OBJECT, i % pages, &page), Put::Stored, "{name} {i}");
+            let part = &page[..100];
+            assert_eq!(common::write(&h, &DENSE_OBJECT, i % pages, 5000, part), Put::Stored, "{name} {i}");
+        }
+        assert_eq!(h.vm().account.held(), worst);
+        // Over its cap, a page is refused whole, and what it had is given back.
+        let change = QuotaChange { reservation: Some(0), cap: Some(worst / 2), ..QuotaChange::default() };
+        store.vm_set(name, change).unwrap();
+        let held = h.vm().account.held();
+        let zeroes = vec![0; size];
+        assert_eq!(common::put(&h, &DENSE_OBJECT, 0, &zeroes), Put::Stored, "smaller is no growth");
+        assert_eq!(common::put(&h, &DENSE_OBJECT, 0, &random(1, size)), Put::OverCap);
+        assert_eq!(common::get(&h, &DENSE_OBJECT, 0).0, Get::Refused);
+        assert!(h.vm().account.held() < held);
+        store.vm_remove(name).unwrap();
+        store.vm_remove(&format!("greedy {name}")).unwrap();
+        assert_eq!(store.totals().slots, 0);
+    }
+    // Many small pages make room for a large one, and large ones for small ones.
+    let small = vm_with(&store, "small", 0, 100, CACHE);
+    let large = vm_with(&store, "large", 0, 100, PoolSpec { page_size: 2 << 20, ..CACHE });
+    for round in 0..3 {
+        for i in 0..20_000 {
+            assert_eq!(put(&small, 1, i, &noise(u64::from(i), 3000)), Put::Stored);
+        }
+        for i in 0..12 {
+            let page = random(round, 2 << 20);
+            assert_eq!(common::put(&large, &[1, 0, 0], i, &page), Put::Stored, "round {round} page {i}");
+        }
+        assert_eq!(common::get(&large, &[1, 0, 0], 11), (Get::Hit, random(round, 2 << 20)));
+        assert!(store.totals().slots <= 32 << 20);
+        assert_eq!(store.totals().freeable, store.totals().slots);
+    }
+    // A disk takes all of it.
+    let spec = PoolSpec { page_size: 2 << 20, ..PoolSpec::dense(15) };
+    let disk = vm_with(&store, "disk", 0, 100, spec);
+    (0..15).for_each(|i| assert_eq!(common::put(&disk, &DENSE_OBJECT, i, &random(9, 2 << 20)), Put::Stored));
+}
+
+#[test]
+fn memory_follows_large_pages() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let store = open(dir.path(), 256 << 20);
+    for size in [64 << 10, 512 << 10] {
+        let spec = PoolSpec { page_size: size as u32, ..PoolSpec::dense(((64 << 20) / size) as u32) };
+        let h = vm_with(&store, &format!("{size}"), 0, 100, spec);
+        let n = spec.pages.unwrap();
+        let page = |seed: u32| {
+            let mut p = vec![0u8; size];
+            for (i, c) in p.chunks_mut(PAGE_SIZE).enumerate() {
+                let seed = u64::from(seed) * 1000 + i as u64;
+                c.copy_from_slice(&noise(seed, 500 + (seed as usize * 97) % 3000));
+            }
+            p
+        };
+        for i in 0..n {
+            common::put(&h, &DENSE_OBJECT, i, &page(i));
+        }
+        for i in 0..2 * n {
+            let at = (u64::from(i) * 2_654_435_761 % u64::from(n)) as u32;
+            assert_eq!(common::put(&h, &DENSE_OBJECT, at, &page(i + n)), Put::Stored);
+        }
+        store.maintain();
+        let t = store.totals();
+        let overhead = (t.file + t.index) as f64 / t.compressed as f64;
+        println!("pages of {size}: {overhead:.3} after churn");
+        assert!(overhead <= 1.10, "pages of {size} after churn: {overhead}");
+        (0..n).for_each(|i| assert!(h.flush_page(&DENSE_OBJECT, i)));
+        store.maintain();
+        assert_eq!(store.totals().arena, 0);
+    }
 }
 
 #[test]
