@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from tmem_host.config import check_socket_path, check_vm_name, state_dir
 from tmem_host.errors import BY_SLUG, Denied, TmemError, Unavailable
-from tmem_host.models import ChannelInfo, Health, Problem, StoreInfo, VmCreate, VmInfo, VmList, VmUpdate
+from tmem_host.models import ChannelInfo, ChannelKind, Health, Problem, StoreInfo, VmCreate, VmInfo, VmList, VmUpdate
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
@@ -73,8 +73,10 @@ class AgentClient:
     def thaw_vm(self, name: str) -> VmInfo:
         return self._ask("POST", f"{_vm(name)}/thaw", VmInfo)
 
-    def channel(self, name: str) -> ChannelInfo:
-        return self._ask("GET", f"{_vm(name)}/channel", ChannelInfo)
+    def channel(self, name: str, kind: ChannelKind | None = None) -> ChannelInfo:
+        """One of the VM's channels: the first, if none is named."""
+        query = f"?kind={kind}" if kind else ""
+        return self._ask("GET", f"{_vm(name)}/channel{query}", ChannelInfo)
 
     def _ask(self, method: str, path: str, answer: type[Answer], body: dict[str, Any] | None = None) -> Answer:
         content = self._request(method, path, body)

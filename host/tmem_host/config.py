@@ -171,6 +171,7 @@ class AgentConfig(BaseModel):
     def sockets(self) -> Path:
         return self.state / "vms"
 
-    def vm_socket(self, name: str) -> Path:
-        """The vhost-user socket of the VM ``name``."""
-        return self.sockets / f"{check_vm_name(name)}.sock"
+    def vm_socket(self, name: str, channel: str = "blk") -> Path:
+        """The vhost-user socket of the VM ``name`` for a channel: ``blk`` or ``tmem``."""
+        suffix = ".sock" if channel == "blk" else f".{channel}.sock"
+        return self.sockets / f"{check_vm_name(name)}{suffix}"

@@ -14,6 +14,8 @@ from tmem_host.config import PAGE_SIZE, Size, check_vm_name
 from tmem_host.errors import InvalidInput
 
 Codec = Literal["lz4", "zstd", "none"]
+#: How requests reach the host: vhost-user-blk, and vhost-user-tmem, which carries the tmem ABI.
+ChannelKind = Literal["blk", "tmem"]
 
 #: The number of a dense pool's pages has 32 bits.
 MAX_DEVICE: Final = ((1 << 32) - 1) * PAGE_SIZE
@@ -34,6 +36,15 @@ Cap = Annotated[Size, Field(ge=PAGE_SIZE)]
 PollUs = Annotated[int, Field(ge=0, le=10_000)]
 
 
+def _some_once(kinds: tuple[ChannelKind, ...]) -> tuple[ChannelKind, ...]:
+    if not kinds or len(set(kinds)) != len(kinds):
+        raise ValueError("name at least one channel, and each once")
+    return kinds
+
+
+Channels = Annotated[tuple[ChannelKind, ...], AfterValidator(_some_once)]
+
+
 class _Strict(BaseModel):
     """What users write: unknown fields are refused, so that a typing error is not ignored."""
 
@@ -41,15 +52,19 @@ class _Strict(BaseModel):
 
 
 class VmCreate(_Strict):
-    """A VM to make: one swap device of ``size_bytes`` with its own pool and socket."""
+    """A VM to make.  With the channel ``blk`` it has one swap device of ``size_bytes`` with its own pool; pools of
+    the channel ``tmem`` are the guest's to make.  Each channel has a socket."""
 
     name: VmName
-    size_bytes: Size
+    #: None when there is no device.
+    size_bytes: Size | None = None
+    channels: Channels = ("blk",)
     codec: Codec = "lz4"
     queues: Annotated[int, Field(ge=1, le=16)] = 2
     #: Microseconds that the channel spins after the last request before it sleeps; 0: it sleeps at once.
     poll_us: PollUs = 0
-    #: Host memory promised; None: what the device takes when nothing on it compresses.
+    #: Host memory promised; None: what the device, if there is one, takes when nothing on it compresses.  What swap
+    #: pools of the guest's own take is promised on top when they are made.
     reservation: Size | None = None
     #: Host memory at most; None: no cap but the store's limit.
     cap: Cap | None = None
@@ -57,7 +72,10 @@ class VmCreate(_Strict):
 
     @model_validator(mode="after")
     def _device(self) -> Self:
-        if self.size_bytes % PAGE_SIZE or not MIN_DEVICE <= self.size_bytes <= MAX_DEVICE:
+        if ("blk" in self.channels) != (self.size_bytes is not None):
+            raise ValueError("size_bytes is for the channel blk, which needs it")
+        size = self.size_bytes
+        if size is not None and (size % PAGE_SIZE or not MIN_DEVICE <= size <= MAX_DEVICE):
             raise ValueError(f"size_bytes is a multiple of {PAGE_SIZE}, from {MIN_DEVICE} to {MAX_DEVICE}")
         if self.cap is not None and self.reservation is not None and self.cap < self.reservation:
             raise ValueError("cap is below reservation")
@@ -81,15 +99,31 @@ class VmUpdate(_Strict):
         return self
 
 
-class ChannelInfo(BaseModel):
-    """One vhost-user-blk channel."""
+class ChannelSummary(BaseModel):
+    """One channel of a VM, and what went through it."""
 
+    kind: ChannelKind
+    socket: str
+    #: listening, connected or broken.
+    state: str
+    #: Requests by operation.
+    requests: dict[str, int]
+    #: What the store did not take or give, and requests that were refused, by reason.
+    refused: dict[str, int]
+    #: Descriptor chains that were no requests, by reason.
+    malformed: dict[str, int]
+
+
+class ChannelInfo(BaseModel):
+    """One channel with all that it counts."""
+
+    kind: ChannelKind
     socket: str
     #: listening, connected or broken.
     state: str
     queues: int
     poll_us: int
-    #: Everything that the channel counts, as :meth:`_core.BlkServer.stats` says.
+    #: As :meth:`_core.BlkServer.stats` and :meth:`_core.TmemServer.stats` say.
     counters: dict[str, Any]
 
 
@@ -116,6 +150,7 @@ class VmInfo(BaseModel):
     """A VM as it is now."""
 
     name: str
+    #: Of the swap device; 0: there is none.
     size_bytes: int
     codec: str
     queues: int
@@ -124,10 +159,11 @@ class VmInfo(BaseModel):
     cap: int | None
     weight: int
     frozen: bool
-    #: The vhost-user socket that the monitor connects to.
+    #: The vhost-user socket of the first channel, which the monitor connects to.
     socket: str
-    #: listening, connected or broken.
+    #: State of the first channel: listening, connected or broken.
     channel: str
+    channels: list[ChannelSummary]
     pages: int
     compressed_bytes: int
     #: Host memory held for this VM: slots, and its share of the index.

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the agent does, with no word of HTTP: VMs, quotas, the store's figures, channels.
 
-A VM here is a VM of the store, one dense persistent pool (its swap device) and one vhost-user-blk channel.  The state
-folder says which VMs should exist, the arena which pages they have.  The order of every change follows from that:
+A VM here is a VM of the store and its channels: vhost-user-blk with one dense persistent pool (its swap device), and
+vhost-user-tmem, whose pools the guest makes.  The state folder says which VMs should exist, the arena which pages they
+have.  The order of every change follows from that:
 
-* create: store and pool first, then ``state.json``, then the channel, then the answer.  A crash in between leaves a VM
-  in the arena that nobody was told of; it has no page, and the next start forgets it.
-* remove: ``removing`` in ``state.json`` first, then the channel, the store's VM, the entry.  A crash in between is gone
-  on with at the next start.
+* create: store and pool first, then ``state.json``, then the channels, then the answer.  A crash in between leaves a
+  VM in the arena that nobody was told of; it has no page, and the next start forgets it.
+* remove: ``removing`` in ``state.json`` first, then the channels, the store's VM, the entry.  A crash in between is
+  gone on with at the next start.
 
 Calls may come from several threads.  Changes are made one at a time; reading waits for none.
 """
@@ -25,11 +26,12 @@ from typing import Any
 from tmem_host import __version__
 from tmem_host import state as states
 from tmem_host.config import PAGE_SIZE, AgentConfig, check_socket_path, default_arena, format_size
-from tmem_host.core import BlkServer, Store, core_errors, worst_case_bytes
+from tmem_host.core import Store, core_errors, worst_case_bytes
 from tmem_host.errors import Conflict, NotFound, TmemError
-from tmem_host.models import ChannelInfo, Health, PoolInfo, StoreInfo, VmCreate, VmInfo, VmList, VmUpdate
-from tmem_host.reconcile import reconcile, set_quota
+from tmem_host.models import ChannelInfo, ChannelKind, Health, PoolInfo, StoreInfo, VmCreate, VmInfo, VmList, VmUpdate
+from tmem_host.reconcile import make_device_pool, promised, reconcile, set_quota
 from tmem_host.state import State, VmEntry
+from tmem_host.vm_channels import VmChannels
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +39,12 @@ log = logging.getLogger(__name__)
 class Service:
     """The VMs of one state folder, on one open store.  Made by :meth:`open`, ended by :meth:`close`."""
 
-    def __init__(self, config: AgentConfig, store: Store, state: State, pools: dict[str, int]) -> None:
+    def __init__(self, config: AgentConfig, store: Store, state: State) -> None:
         self.config = config
         self._store = store
         self._state = state
-        #: The swap pool of each VM.
-        self._pools = pools
-        self._channels: dict[str, BlkServer] = {}
-        #: Guards every change of the four above; readers take a reference and look.
+        self._channels: dict[str, VmChannels] = {}
+        #: Guards every change of the three above; readers take a reference and look.
         self._changing = threading.RLock()
         self._closed = False
         self._started = time.monotonic()
@@ -69,15 +69,15 @@ class Service:
             fresh = bool(store.recovery()["fresh"])
             states.check_arena_present(arena, state, fresh=fresh, accept_loss=config.accept_loss)
             state = state.model_copy(update={"arena": arena})
-            state, pools = reconcile(store, state, accept_loss=config.accept_loss)
+            state = reconcile(store, state, accept_loss=config.accept_loss)
             states.save(config.state_file, state)
         except BaseException:
             store.close()
             raise
-        return cls(config, store, state, pools)
+        return cls(config, store, state)
 
     def start_channels(self) -> None:
-        """Listens on every VM's socket, so that guests go on."""
+        """Listens on every VM's sockets, so that guests go on."""
         with self._changing:
             for entry in self._state.vms.values():
                 if entry.name not in self._channels:
@@ -89,9 +89,9 @@ class Service:
             if self._closed:
                 return
             self._closed = True
-            for name, channel in list(self._channels.items()):
-                with self._logged(f"the channel of {name} did not stop in good order"), core_errors(""):
-                    channel.stop()
+            for channels in self._channels.values():
+                with self._logged("at the end"):
+                    channels.stop()
             self._channels = {}
             pages = {vm["name"]: int(vm["pages"]) for vm in self._store.vms()}
             state = self._state
@@ -125,46 +125,39 @@ class Service:
             raise NotFound(f"there is no VM {name}", "see 'tmem vm list'")
         return self._info(entry, vms[name], pools)
 
-    def channel(self, name: str) -> ChannelInfo:
+    def channel(self, name: str, kind: ChannelKind | None = None) -> ChannelInfo:
+        """All that a channel of the VM counts; the first one's when ``kind`` is None."""
         entry = self._entry(name)
-        stats = self._channel_stats(name)
-        return ChannelInfo(
-            socket=str(self.config.vm_socket(name)),
-            state=str(stats.pop("state", "stopped")),
-            queues=entry.queues,
-            poll_us=entry.poll_us,
-            counters=stats,
-        )
+        return self._channels_of(entry).info(entry, kind)
 
     # -- changing -----------------------------------------------------------------------------------------------
 
     def create_vm(self, wanted: VmCreate) -> VmInfo:
-        """Makes VM, pool and socket.  Durable when it returns.  Raises Conflict, NoSpace, InvalidInput."""
-        reservation = (
-            worst_case_bytes(wanted.size_bytes // PAGE_SIZE) if wanted.reservation is None else wanted.reservation
-        )
+        """Makes VM, pool and sockets.  Durable when it returns.  Raises Conflict, NoSpace, InvalidInput."""
+        size = wanted.size_bytes or 0
+        reservation = worst_case_bytes(size // PAGE_SIZE) if wanted.reservation is None else wanted.reservation
         if wanted.cap is not None:
             # What is promised is never more than what may be held.
             reservation = min(reservation, wanted.cap)
-        entry = VmEntry(**{**wanted.model_dump(), "reservation": reservation})
-        check_socket_path(self.config.vm_socket(entry.name))
+        entry = VmEntry(**{**wanted.model_dump(), "size_bytes": size, "reservation": reservation})
+        for kind in entry.channels:
+            check_socket_path(self.config.vm_socket(entry.name, kind))
         with self._changing:
             self._check_open()
             if entry.name in self._state.vms:
                 raise Conflict(f"there is a VM {entry.name} already", "choose another name, or remove it first")
+            self._check_sockets(entry)
             with contextlib.ExitStack() as undo:
                 with core_errors(f"VM {entry.name} cannot be made"):
                     self._store.vm_create(entry.name, reservation=entry.reservation, cap=entry.cap, weight=entry.weight)
                     undo.callback(self._forget, entry.name)
-                    pool = self._store.pool_create(
-                        entry.name, persistent=True, pages=entry.size_bytes // PAGE_SIZE, codec=entry.codec
-                    )
-                self._pools = {**self._pools, entry.name: pool}
+                    entry = entry.model_copy(update={"pool": make_device_pool(self._store, entry)})
                 self._save(self._state.with_vm(entry))
                 undo.callback(self._unsave, entry.name)
                 self._listen(entry)
                 undo.pop_all()
-            log.info("VM %s made: %s, codec %s", entry.name, format_size(entry.size_bytes), entry.codec)
+            channels = " and ".join(entry.channels)
+            log.info("VM %s made: %s, %s, codec %s", entry.name, channels, format_size(size), entry.codec)
             return self.get_vm(entry.name)
 
     def update_vm(self, name: str, change: VmUpdate) -> VmInfo:
@@ -195,18 +188,17 @@ class Service:
         return self._set_frozen(name, frozen=False)
 
     def remove_vm(self, name: str) -> None:
-        """Ends the channel and forgets the VM with all its pages."""
+        """Ends the channels and forgets the VM with all its pages."""
         with self._changing:
             self._check_open()
             entry = self._entry(name)
             self._save(self._state.with_vm(entry.model_copy(update={"removing": True})))
-            channel = self._channels.pop(name, None)
-            if channel is not None:
-                with self._logged(f"the channel of {name} did not stop in good order"), core_errors(""):
-                    channel.stop()
+            channels = self._channels.pop(name, None)
+            if channels is not None:
+                with self._logged("on removal"):
+                    channels.stop()
             with core_errors(f"VM {name} cannot be removed"):
                 self._store.vm_remove(name)
-            self._pools = {key: pool for key, pool in self._pools.items() if key != name}
             self._save(self._state.without_vm(name))
             log.info("VM %s removed", name)
 
@@ -222,6 +214,13 @@ class Service:
             raise NotFound(f"there is no VM {name}", "see 'tmem vm list'")
         return entry
 
+    def _check_sockets(self, entry: VmEntry) -> None:
+        """A VM named ``web.tmem`` and the channel tmem of ``web`` would share a socket."""
+        wanted = {self.config.vm_socket(entry.name, kind) for kind in entry.channels}
+        for other in self._state.vms.values():
+            if wanted & {self.config.vm_socket(other.name, kind) for kind in other.channels}:
+                raise Conflict(f"VM {other.name} has that socket", "choose another name")
+
     def _save(self, state: State) -> None:
         states.save(self.config.state_file, state)
         self._state = state
@@ -233,28 +232,24 @@ class Service:
     def _forget(self, name: str) -> None:
         with self._logged(f"the store still has {name}"), core_errors(""):
             self._store.vm_remove(name)
-        self._pools = {key: pool for key, pool in self._pools.items() if key != name}
 
     def _listen(self, entry: VmEntry) -> None:
-        path = check_socket_path(self.config.vm_socket(entry.name))
-        with core_errors(f"VM {entry.name} cannot be served on {path}"):
-            self._channels[entry.name] = BlkServer(
-                self._store,
-                self._pools[entry.name],
-                str(path),
-                queues=entry.queues,
-                poll_us=entry.poll_us,
-                # virtio-blk's GET_ID has 20 bytes.
-                serial=entry.name[:20],
-            )
+        channels = VmChannels(self.config, self._store, entry)
+        channels.listen(entry)
+        self._channels[entry.name] = channels
+
+    def _channels_of(self, entry: VmEntry) -> VmChannels:
+        """Before the channels listen: ones that do not."""
+        return self._channels.get(entry.name) or VmChannels(self.config, self._store, entry)
 
     def _apply(self, name: str, old: VmEntry, new: VmEntry) -> None:
         """Makes the core be as ``new``; it is as ``old``, or somewhere between."""
         with core_errors(f"VM {name} cannot be changed"):
             if (old.reservation, old.cap, old.weight) != (new.reservation, new.cap, new.weight):
-                set_quota(self._store, new)
-            if old.codec != new.codec:
-                self._store.pool_set_codec(self._pools[name], new.codec)
+                pools = [pool for pool in self._store.pools() if pool["vm"] == name]
+                set_quota(self._store, new, promised(pools, new.pool))
+            if old.codec != new.codec and new.pool is not None:
+                self._store.pool_set_codec(new.pool, new.codec)
             if old.poll_us != new.poll_us and name in self._channels:
                 self._channels[name].set_poll(new.poll_us)
 
@@ -276,16 +271,14 @@ class Service:
             pools.setdefault(pool["vm"], []).append(pool)
         return {vm["name"]: vm for vm in self._store.vms()}, pools
 
-    def _channel_stats(self, name: str) -> dict[str, Any]:
-        channel = self._channels.get(name)
-        return {} if channel is None else dict(channel.stats())
-
     def _info(self, entry: VmEntry, vm: dict[str, Any], pools: dict[str, list[dict[str, Any]]]) -> VmInfo:
+        channels = self._channels_of(entry).summaries(entry)
         return VmInfo(
-            **entry.model_dump(exclude={"removing", "pages_at_stop", "frozen"}),
+            **entry.model_dump(exclude={"removing", "pages_at_stop", "frozen", "channels", "pool"}),
             frozen=vm["frozen"],
-            socket=str(self.config.vm_socket(entry.name)),
-            channel=str(self._channel_stats(entry.name).get("state", "stopped")),
+            socket=channels[0].socket,
+            channel=channels[0].state,
+            channels=channels,
             pages=vm["pages"],
             compressed_bytes=vm["compressed_bytes"],
             held_bytes=vm["held_bytes"],

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from tmem_host.config import MIB, AgentConfig, default_arena, default_limit, format_size
 from tmem_host.errors import Corrupt, Denied, InUse, InvalidInput, NoSpace, TmemError, one_line
-from tmem_host.models import Codec, PollUs, VmName, Weight
+from tmem_host.models import Channels, Codec, PollUs, VmName, Weight
 
 SCHEMA: Final = "tmem-state/1"
 
@@ -35,7 +35,11 @@ class VmEntry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: VmName
-    size_bytes: Annotated[int, Field(gt=0)]
+    #: Of the swap device; 0: there is none.
+    size_bytes: Annotated[int, Field(ge=0)]
+    channels: Channels = ("blk",)
+    #: Number of the device's pool in the arena.  None: there is no device, or nobody wrote down which it is.
+    pool: Annotated[int, Field(ge=0)] | None = None
     codec: Codec
     queues: Annotated[int, Field(ge=1, le=16)]
     poll_us: PollUs
@@ -47,6 +51,10 @@ class VmEntry(BaseModel):
     removing: bool = False
     #: Pages it had when the agent last stopped in good order; None while an agent runs, and after it was killed.
     pages_at_stop: Annotated[int, Field(ge=0)] | None = None
+
+    @property
+    def has_device(self) -> bool:
+        return "blk" in self.channels
 
     @property
     def may_have_pages(self) -> bool:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, FastAPI, Path, Response
 from tmem_host import __version__
 from tmem_host.api.problems import RESPONSES, install
 from tmem_host.config import VM_NAME
-from tmem_host.models import ChannelInfo, Health, StoreInfo, VmCreate, VmInfo, VmList, VmUpdate
+from tmem_host.models import ChannelInfo, ChannelKind, Health, StoreInfo, VmCreate, VmInfo, VmList, VmUpdate
 from tmem_host.service import Service
 
 Name = Annotated[str, Path(pattern=f"^{VM_NAME.pattern}$", description="The VM's name", examples=["web-1"])]
@@ -73,9 +73,9 @@ def make_app(service: Service) -> FastAPI:
         return service.thaw_vm(name)
 
     @v1.get("/vms/{name}/channel", tags=["vms"], responses=_answers(404, 422))
-    def channel(name: Name) -> ChannelInfo:
-        """The state and the counters of the VM's channel."""
-        return service.channel(name)
+    def channel(name: Name, kind: ChannelKind | None = None) -> ChannelInfo:
+        """The state and the counters of one of the VM's channels: the first, if none is named."""
+        return service.channel(name, kind)
 
     app = FastAPI(title="tmem agent", version=__version__, docs_url=None, redoc_url=None)
     app.include_router(v1)

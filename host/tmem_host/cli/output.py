@@ -53,8 +53,8 @@ def print_vms(vms: Sequence[VmInfo]) -> None:
         [
             (
                 vm.name,
-                format_size(vm.size_bytes),
-                vm.channel,
+                format_size(vm.size_bytes) if vm.size_bytes else "-",
+                ", ".join(f"{channel.kind} {channel.state}" for channel in vm.channels),
                 vm.codec,
                 f"{vm.pages}",
                 format_size(vm.held_bytes),
@@ -74,9 +74,9 @@ def print_vm(vm: VmInfo) -> None:
     print_fields(
         [
             ("name", vm.name),
-            ("device", format_size(vm.size_bytes)),
-            ("socket", vm.socket),
-            ("channel", f"{vm.channel}, {vm.queues} queues, polls {vm.poll_us} µs"),
+            ("device", format_size(vm.size_bytes) if vm.size_bytes else "none"),
+            *((f"socket {channel.kind}", f"{channel.socket}, {channel.state}") for channel in vm.channels),
+            ("queues", f"{vm.queues}, poll {vm.poll_us} µs"),
             ("codec", vm.codec),
             ("pages", f"{vm.pages} ({format_size(vm.pages * 4096)})"),
             ("held", f"{format_size(vm.held_bytes)} of host memory, ratio {ratio(vm.pages, vm.held_bytes)}"),
@@ -87,6 +87,30 @@ def print_vm(vm: VmInfo) -> None:
             *((name.replace("_", " "), f"{count}") for name, count in sorted(vm.counters.items()) if count),
         ]
     )
+
+
+def print_how(vm: VmInfo) -> None:
+    """What to give to QEMU, and to type in the guest."""
+    lines = [
+        "",
+        "Give it to QEMU, whose guest memory has to be shared:",
+        "  -object memory-backend-memfd,id=mem,size=MEMORY,share=on -machine memory-backend=mem \\",
+    ]
+    devices = []
+    for channel in vm.channels:
+        node = f"tmem-{channel.kind}" if len(vm.channels) > 1 else "tmem"
+        devices.append(f"  -chardev socket,id={node},path={channel.socket},reconnect=1")
+        devices.append(f"  -device vhost-user-{channel.kind}-pci,chardev={node},num-queues={vm.queues}")
+    lines.append(" \\\n".join(devices))
+    kinds = {channel.kind for channel in vm.channels}
+    if "tmem" in kinds:
+        lines.append("vhost-user-tmem-pci is a device of the patched QEMU (qemu-patches/).")
+    if "blk" in kinds:
+        lines.append(
+            "In the guest, for each device /dev/vdX: echo 0 > /sys/block/vdX/queue/rotational; mkswap /dev/vdX; "
+            "swapon --discard /dev/vdX"
+        )
+    print("\n".join(lines))
 
 
 def print_store(info: StoreInfo) -> None:

@@ -11,7 +11,21 @@ from tmem_host.cli.options import CODECS, Json, Name, State, client, either, siz
 
 app = typer.Typer(no_args_is_help=True, help="Add, list, change, freeze and remove VMs.")
 
-Size = Annotated[int, typer.Option("--size", parser=size, metavar="SIZE", help="Size of the swap device, as 2G.")]
+#: --channel, and the channels that it means.
+CHANNELS = {"blk": ("blk",), "tmem": ("tmem",), "both": ("blk", "tmem")}
+
+Size = Annotated[
+    int | None, typer.Option("--size", parser=size, metavar="SIZE", help="Size of the swap device (blk), as 2G.")
+]
+Channel = Annotated[
+    str,
+    typer.Option(
+        "--channel",
+        parser=either(tuple(CHANNELS)),
+        metavar="|".join(CHANNELS),
+        help="blk: a swap device, for any guest. tmem: tmem requests, for a guest with the driver.",
+    ),
+]
 Codec = Annotated[str, typer.Option("--codec", parser=either(CODECS), metavar="|".join(CODECS))]
 Poll = Annotated[int, typer.Option("--poll-us", min=0, max=10_000, help="µs to spin before sleeping.")]
 Reservation = Annotated[
@@ -24,10 +38,11 @@ Cap = Annotated[int | None, typer.Option("--cap", parser=size, metavar="SIZE", s
 Weight = Annotated[int, typer.Option("--weight", min=1, max=10_000, help="Who is evicted last.")]
 
 
-@app.command(epilog="Example: tmem vm add web --size 2G --cap 1G")
+@app.command(epilog="Examples: tmem vm add web --size 2G --cap 1G; tmem vm add db --channel tmem --cap 4G")
 def add(
     name: Annotated[str, typer.Argument(help="The VM's name: a-z, 0-9, dot, underscore, dash.", metavar="NAME")],
-    size_bytes: Size,
+    size_bytes: Size = None,
+    channel: Channel = "blk",
     codec: Codec = "lz4",
     queues: Annotated[int, typer.Option(min=1, max=16, help="Request queues: one a vCPU is plenty.")] = 2,
     poll_us: Poll = 0,
@@ -37,13 +52,16 @@ def add(
     state: State = None,
     as_json: Json = False,
 ) -> None:
-    """Make a VM: a pool in the store, and a vhost-user-blk socket for its monitor."""
-    from tmem_host.cli.output import print_json, print_vm
+    """Make a VM: its place in the store, and a vhost-user socket for each channel of its monitor."""
+    from tmem_host.cli.output import print_how, print_json, print_vm
 
+    if ("blk" in CHANNELS[channel]) != (size_bytes is not None):
+        raise typer.BadParameter("--size is for the swap device of --channel blk or both, which need it")
     wanted = _valid(
         "VmCreate",
         name=name,
         size_bytes=size_bytes,
+        channels=CHANNELS[channel],
         codec=codec,
         queues=queues,
         poll_us=poll_us,
@@ -56,14 +74,7 @@ def add(
         print_json(made.model_dump(mode="json"))
         return
     print_vm(made)
-    print(
-        "\nGive it to QEMU, whose guest memory has to be shared:\n"
-        "  -object memory-backend-memfd,id=mem,size=MEMORY,share=on -machine memory-backend=mem \\\n"
-        f"  -chardev socket,id=tmem,path={made.socket},reconnect=1 \\\n"
-        f"  -device vhost-user-blk-pci,chardev=tmem,num-queues={made.queues}\n"
-        "In the guest, for each device /dev/vdX: echo 0 > /sys/block/vdX/queue/rotational; mkswap /dev/vdX; "
-        "swapon --discard /dev/vdX"
-    )
+    print_how(made)
 
 
 @app.command("list", epilog="Example: tmem vm list --json | jq '.vms[].name'")
