@@ -17,7 +17,7 @@ PY_SOURCES := host/tmem_host tests scripts $(wildcard guest/agent)
 FUZZ_SECONDS ?= 600
 OUT ?= out/demo
 
-.PHONY: help deps build core guests module module-check qemu comparators check lint rust-test py-test test demo fuzz lock clean distclean
+.PHONY: help deps build core guests module module-check capi qemu comparators check lint rust-test py-test test demo fuzz lock clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,7 +49,13 @@ module: build ## build the guest's module for every guest kernel, if it is not i
 module-check: build ## checkpatch.pl and sparse over the guest's module
 	@$(BIN)/python -m tmem_host.vm.modulebuild check
 
-qemu: build ## build the patched QEMU of qemu-patches/, if it is not in the cache yet
+capi: ## build the core's C ABI, which the patched QEMU links
+	@scripts/check-toolchain $(PYTHON) $(CARGO)
+	cd $(CORE) && $(CARGO) rustc --quiet --release --locked -p tmem-capi --crate-type staticlib
+	mkdir -p $(CORE)/target/capi
+	cp -u $(CORE)/target/release/libtmem_capi.a $(CORE)/capi/include/tmem_capi.h $(CORE)/target/capi/
+
+qemu: build capi ## build the patched QEMU of qemu-patches/, if it is not in the cache yet
 	@qemu-patches/build
 
 lint: build ## ruff, mypy, rustfmt, clippy

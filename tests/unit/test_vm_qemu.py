@@ -12,7 +12,7 @@ import pytest
 from tmem_host.errors import InvalidInput, NoSpace, NotFound, Unavailable
 from tmem_host.vm import direct, qemu
 from tmem_host.vm.images import KernelImage
-from tmem_host.vm.spec import FileDisk, NullDisk, VhostUserBlk, VmSpec
+from tmem_host.vm.spec import FileDisk, InlineTmem, NullDisk, VhostUserBlk, VhostUserTmem, VmSpec
 
 KERNEL = KernelImage("6.1", "6.1.0-test", Path("/k/vmlinuz"), Path("/k/initramfs"), Path("/k/root.img"))
 RUN = qemu.Runtime(Path("/run/x"), Path("/log/console.log"))
@@ -50,6 +50,27 @@ def test_file_disk_cache(cache: str, option: str) -> None:
 
 def test_null_disk() -> None:
     assert "driver=null-co,node-name=disk0,size=4096" in line(VmSpec("a", KERNEL, disks=(NullDisk(4096, "null"),)))
+
+
+def test_tmem_devices() -> None:
+    inline = InlineTmem(Path("/a,b"), 1 << 30)
+    text = line(VmSpec("a", KERNEL, vcpus=3, tmem=(VhostUserTmem(Path("/s.sock")), inline)))
+    assert "-chardev socket,id=tmem0c,path=/s.sock,reconnect-ms=100" in text
+    assert "-device vhost-user-tmem-pci,id=tmem0,chardev=tmem0c,num-queues=3,queue-size=256" in text
+    assert "-device virtio-tmem-pci,id=tmem1,arena=/a,,b,limit=1073741824,vm=a,num-queues=3,queue-size=256" in text
+    assert "=on" not in text.split("virtio-tmem-pci")[1]
+    arms = replace(inline, queues=1, doorbell="pio", bql=True, ioeventfd=True)
+    assert "num-queues=1,queue-size=256,modern-pio-notify=on,ioeventfd=on,x-bql=on" in line(
+        VmSpec("a", KERNEL, tmem=(arms,))
+    )
+
+
+def test_tmem_devices_want_the_patched_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct, "patched_qemu", lambda: Path("/patched"))
+    spec = VmSpec("a", KERNEL, tmem=(InlineTmem(Path("/a"), 1 << 30),))
+    assert direct.qemu_path(spec) == "/patched"
+    assert direct.qemu_path(replace(spec, tmem=())) == "qemu-system-x86_64"
+    assert direct.qemu_path(replace(spec, qemu_path="/mine")) == "/mine"
 
 
 def test_accelerators() -> None:

@@ -23,7 +23,8 @@ from tmem_host.vm import process, qemu
 from tmem_host.vm.accel import Accelerator, find_accelerator
 from tmem_host.vm.base import Vm, VmState
 from tmem_host.vm.guest_client import GuestClient, GuestError
-from tmem_host.vm.spec import FileDisk, VhostUserBlk, VmSpec
+from tmem_host.vm.qemubuild.build import patched_qemu
+from tmem_host.vm.spec import STOCK_QEMU, FileDisk, VhostUserBlk, VhostUserTmem, VmSpec
 
 #: Seconds until QEMU listens on its sockets, and until the agent answers (TCG on a busy machine takes 5 to 15).
 START_DEADLINE: Final = 20.0
@@ -97,7 +98,7 @@ class DirectVm(Vm):
         if self._state is not VmState.CREATED:
             raise Conflict(f"{self.spec.name} is {self._state.value}", "a VM object is started once")
         check_host(self.spec)
-        path = process.find_qemu(self.spec.qemu_path)
+        path = process.find_qemu(qemu_path(self.spec))
         version, _text = process.qemu_version(path)
         self._accelerator = await find_accelerator(path, self.spec.kernel, wanted=self.spec.accel)
         self._state = VmState.STARTING
@@ -253,14 +254,20 @@ def check_host(spec: VmSpec) -> None:
     for image in images:
         if not image.is_file():
             raise NotFound(f"there is no {image}", "run 'make guests'")
+def qemu_path(spec: VmSpec) -> str:
+    """The spec's QEMU; the patched one for devices of ours, unless the spec names another. Raises NotFound."""
+    return str(patched_qemu()) if spec.tmem and spec.qemu_path == STOCK_QEMU else spec.qemu_path
+
+
     for disk in spec.disks:
         if isinstance(disk, FileDisk):
             _check_file(disk)
-        elif isinstance(disk, VhostUserBlk):
-            if len(os.fsencode(disk.socket)) > SOCKET_PATH_MAX:
-                raise InvalidInput(f"the path {disk.socket} is too long for a socket", "use a shorter state folder")
-            if not disk.socket.is_socket():
-                raise NotFound(f"nothing serves {disk.socket}", "is 'tmem serve' running?")
+    for device in (*spec.disks, *spec.tmem):
+        if isinstance(device, VhostUserBlk | VhostUserTmem):
+            if len(os.fsencode(device.socket)) > SOCKET_PATH_MAX:
+                raise InvalidInput(f"the path {device.socket} is too long for a socket", "use a shorter state folder")
+            if not device.socket.is_socket():
+                raise NotFound(f"nothing serves {device.socket}", "is 'tmem serve' running?")
 
 
 def _check_file(disk: FileDisk) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from tmem_host.errors import InvalidInput, Unavailable
-from tmem_host.vm.spec import SERIAL_MAX, FileDisk, NullDisk, VhostUserBlk, VmSpec
+from tmem_host.vm.spec import SERIAL_MAX, FileDisk, InlineTmem, NullDisk, VhostUserBlk, VhostUserTmem, VmSpec
 
 AGENT_PORT: Final = "org.kvm-tmem.agent.0"
 ROOT_SERIAL: Final = "tmem-root"
@@ -99,6 +99,12 @@ def check(spec: VmSpec) -> None:
     if spec.memory_mib < 64:
         raise InvalidInput(f"{spec.memory_mib} MiB are too little for a guest", "give it 96 or more")
     if not 1 <= spec.vcpus <= 255:
+    for number, device in enumerate(spec.tmem):
+        queues = device.queues or spec.vcpus
+        if isinstance(device, VhostUserTmem):
+            arguments += _vhost_user_tmem(f"tmem{number}", device, queues, version)
+        else:
+            arguments += _inline_tmem(f"tmem{number}", device, queues, spec.name)
         raise InvalidInput(f"{spec.vcpus} vCPUs cannot be", "1 to 255")
     serials = [disk.serial for disk in spec.disks if disk.serial] + [ROOT_SERIAL]
     for serial in serials:
@@ -117,13 +123,17 @@ def _queues(count: int | None) -> str:
     return "" if count is None else f",num-queues={count}"
 
 
-def _vhost_user(node: str, disk: VhostUserBlk, version: Version) -> list[str]:
+def _reconnecting(node: str, socket: Path, reconnect_ms: int, version: Version) -> list[str]:
     if version >= _RECONNECT_MS_SINCE:
-        reconnect = f"reconnect-ms={disk.reconnect_ms}"
+        reconnect = f"reconnect-ms={reconnect_ms}"
     else:
-        reconnect = f"reconnect={max(1, disk.reconnect_ms // 1000)}"
+        reconnect = f"reconnect={max(1, reconnect_ms // 1000)}"
+    return ["-chardev", f"socket,id={node}c,path={comma(socket)},{reconnect}"]
+
+
+def _vhost_user(node: str, disk: VhostUserBlk, version: Version) -> list[str]:
     return [
-        *("-chardev", f"socket,id={node}c,path={comma(disk.socket)},{reconnect}"),
+        *_reconnecting(node, disk.socket, disk.reconnect_ms, version),
         *("-device", f"vhost-user-blk-pci,chardev={node}c,queue-size={disk.queue_size}{_queues(disk.queues)}"),
     ]
 
@@ -142,3 +152,21 @@ def _null_disk(node: str, disk: NullDisk) -> list[str]:
         *("-blockdev", f"driver=null-co,node-name={node},size={disk.size},read-zeroes=on"),
         *("-device", f"virtio-blk-pci,drive={node},serial={disk.serial}{_queues(disk.queues)}"),
     ]
+
+
+def _vhost_user_tmem(node: str, device: VhostUserTmem, queues: int, version: Version) -> list[str]:
+    sizes = f"num-queues={queues},queue-size={device.queue_size}"
+    return [
+        *_reconnecting(node, device.socket, device.reconnect_ms, version),
+        *("-device", f"vhost-user-tmem-pci,id={node},chardev={node}c,{sizes}"),
+    ]
+
+
+def _inline_tmem(node: str, device: InlineTmem, queues: int, name: str) -> list[str]:
+    arms = [("modern-pio-notify", device.doorbell == "pio"), ("ioeventfd", device.ioeventfd), ("x-bql", device.bql)]
+    options = [
+        *(f"virtio-tmem-pci,id={node}", f"arena={comma(device.arena)}", f"limit={device.limit}", f"vm={name}"),
+        *(f"num-queues={queues}", f"queue-size={device.queue_size}"),
+        *(f"{arm}=on" for arm, on in arms if on),
+    ]
+    return ["-device", ",".join(options)]

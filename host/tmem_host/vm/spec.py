@@ -12,6 +12,10 @@ from tmem_host.vm.images import KernelImage
 Cache = Literal["none", "writeback", "unsafe"]
 Aio = Literal["threads", "native", "io_uring"]
 AccelName = Literal["auto", "kvm", "tcg"]
+Doorbell = Literal["mmio", "pio"]
+
+#: The distribution's; devices of ours need the patched one, which the driver then takes instead.
+STOCK_QEMU = "qemu-system-x86_64"
 
 #: struct virtio_blk: VIRTIO_BLK_ID_BYTES
 SERIAL_MAX = 20
@@ -58,6 +62,36 @@ Disk = VhostUserBlk | FileDisk | NullDisk
 
 
 @dataclass(frozen=True)
+class VhostUserTmem:
+    """vhost-user-tmem: requests served by another process. ``queues`` None: one for each vCPU."""
+
+    socket: Path
+    queues: int | None = None
+    queue_size: int = 256
+    reconnect_ms: int = 100
+
+
+@dataclass(frozen=True)
+class InlineTmem:
+    """virtio-tmem: QEMU itself serves requests, with an arena of its own that may hold ``limit`` bytes.
+
+    Without ``ioeventfd`` that is on the vCPU's thread, in the write to the ``doorbell``; ``bql``: with QEMU's big lock
+    held, to measure what that costs.
+    """
+
+    arena: Path
+    limit: int
+    queues: int | None = None
+    queue_size: int = 256
+    doorbell: Doorbell = "mmio"
+    ioeventfd: bool = False
+    bql: bool = False
+
+
+Tmem = VhostUserTmem | InlineTmem
+
+
+@dataclass(frozen=True)
 class VmSpec:
     """A guest. ``memory_mib`` is what the machine has; the kernel keeps some 35 MiB of it for itself.
 
@@ -69,8 +103,9 @@ class VmSpec:
     memory_mib: int = 128
     vcpus: int = 1
     disks: tuple[Disk, ...] = ()
+    tmem: tuple[Tmem, ...] = ()
     accel: AccelName = "auto"
     workdir: Path | None = None
-    qemu_path: str = "qemu-system-x86_64"
+    qemu_path: str = STOCK_QEMU
     append: str = ""
     extra_args: tuple[str, ...] = field(default=())

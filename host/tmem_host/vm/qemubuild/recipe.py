@@ -85,7 +85,11 @@ def read() -> Recipe:
 
 
 def _capi() -> Path | None:
+    """``$TMEM_CAPI_DIR``, else what 'make capi' has left in the checkout, if it has."""
     given = os.environ.get("TMEM_CAPI_DIR")
+    if given is None:
+        made = Path(__file__).resolve().parents[4] / "host" / "core" / "target" / "capi"
+        return made if (made / CAPI_LIBRARY).is_file() else None
     if not given:
         return None
     folder = Path(given).absolute()
