@@ -247,6 +247,11 @@ def exists(path: Path) -> bool:
     return path.exists()
 
 
+def qemu_path(spec: VmSpec) -> str:
+    """The spec's QEMU; the patched one for devices of ours, unless the spec names another. Raises NotFound."""
+    return str(patched_qemu()) if spec.tmem and spec.qemu_path == STOCK_QEMU else spec.qemu_path
+
+
 def check_host(spec: VmSpec) -> None:
     """Finds in the files that a spec names what would make QEMU fail. Raises a TmemError that says what to do."""
     qemu.check(spec)
@@ -254,11 +259,6 @@ def check_host(spec: VmSpec) -> None:
     for image in images:
         if not image.is_file():
             raise NotFound(f"there is no {image}", "run 'make guests'")
-def qemu_path(spec: VmSpec) -> str:
-    """The spec's QEMU; the patched one for devices of ours, unless the spec names another. Raises NotFound."""
-    return str(patched_qemu()) if spec.tmem and spec.qemu_path == STOCK_QEMU else spec.qemu_path
-
-
     for disk in spec.disks:
         if isinstance(disk, FileDisk):
             _check_file(disk)

@@ -89,6 +89,12 @@ def argv(spec: VmSpec, run: Runtime, version: Version, accel: str) -> list[str]:
             arguments += _file_disk(node, disk)
         else:
             arguments += _null_disk(node, disk)
+    for number, device in enumerate(spec.tmem):
+        queues = device.queues or spec.vcpus
+        if isinstance(device, VhostUserTmem):
+            arguments += _vhost_user_tmem(f"tmem{number}", device, queues, version)
+        else:
+            arguments += _inline_tmem(f"tmem{number}", device, queues, spec.name)
     return [*arguments, *spec.extra_args]
 
 
@@ -99,12 +105,6 @@ def check(spec: VmSpec) -> None:
     if spec.memory_mib < 64:
         raise InvalidInput(f"{spec.memory_mib} MiB are too little for a guest", "give it 96 or more")
     if not 1 <= spec.vcpus <= 255:
-    for number, device in enumerate(spec.tmem):
-        queues = device.queues or spec.vcpus
-        if isinstance(device, VhostUserTmem):
-            arguments += _vhost_user_tmem(f"tmem{number}", device, queues, version)
-        else:
-            arguments += _inline_tmem(f"tmem{number}", device, queues, spec.name)
         raise InvalidInput(f"{spec.vcpus} vCPUs cannot be", "1 to 255")
     serials = [disk.serial for disk in spec.disks if disk.serial] + [ROOT_SERIAL]
     for serial in serials:
