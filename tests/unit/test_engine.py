@@ -156,7 +156,7 @@ def core() -> Iterator[CoreSpeaker]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=st.lists(st.tuples(st.integers(0, 1), st.integers(0, 19), requests()), min_size=20, max_size=60))
 def test_core_is_the_reference(
     core: CoreSpeaker, steps: list[tuple[int, int, tuple[Header, tuple[Key, ...], int, int]]]
