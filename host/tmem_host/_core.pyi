@@ -9,8 +9,8 @@ from typing import Any, Literal
 PutAnswer = Literal["stored", "no-room", "over-cap", "frozen"]
 
 class CoreError(Exception):
-    """One line.  ``kind``: arena-corrupt, arena-truncated, arena-locked, no-space, permission, exists, not-found,
-    not-authorised, invalid, socket-in-use, lost, io; of micro-VMs: no-kvm, not-offered, hung, failed."""
+    """One line.  ``kind``: arena-corrupt, arena-truncated, arena-format, arena-locked, no-space, permission, exists,
+    not-found, not-authorised, invalid, socket-in-use, lost, io; of micro-VMs: no-kvm, not-offered, hung, failed."""
 
     kind: str
 

@@ -42,6 +42,10 @@ _RESTORE = "nothing was changed; bring back an intact copy, or start with --acce
 _KINDS: Final[Mapping[str, tuple[type[TmemError], str]]] = {
     "arena-corrupt": (Corrupt, _RESTORE),
     "arena-truncated": (Corrupt, _RESTORE),
+    "arena-format": (
+        Corrupt,
+        "nothing was changed; start the version that made it, or remove it if no guest has pages in it",
+    ),
     "arena-locked": (InUse, "stop the process that has it, or choose another file with --arena"),
     "no-space": (NoSpace, "lower --reservation or --size, raise --limit, or make room where the arena is"),
     "permission": (Denied, "check owner and mode, or choose another path"),

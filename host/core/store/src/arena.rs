@@ -99,12 +99,10 @@ impl Arena {
                 });
             }
             if word(SB_VERSION) != u64::from(FORMAT_VERSION) {
-                return Err(StoreError::Corrupt {
+                return Err(StoreError::Format {
                     path: path.into(),
-                    what: format!(
-                        "format version {}, not {FORMAT_VERSION} as this program's",
-                        word(SB_VERSION)
-                    ),
+                    have: word(SB_VERSION),
+                    want: FORMAT_VERSION,
                 });
             }
             if word(SB_CHECK) != XxHash3_64::oneshot(&head[..SB_CHECK]) {

@@ -25,6 +25,16 @@ pub enum StoreError {
         /// Bytes the superblock promises.
         want: u64,
     },
+    /// The arena was made by a program with another format.
+    #[error("arena {path} has format {have}, this program makes and reads {want}")]
+    Format {
+        /// The arena's file.
+        path: PathBuf,
+        /// Its format.
+        have: u64,
+        /// The program's.
+        want: u32,
+    },
     /// Another process holds the arena.
     #[error("arena {path} is in use by another process")]
     Locked {
@@ -67,6 +77,7 @@ impl StoreError {
         match self {
             Self::Corrupt { .. } => "arena-corrupt",
             Self::Truncated { .. } => "arena-truncated",
+            Self::Format { .. } => "arena-format",
             Self::Locked { .. } => "arena-locked",
             Self::NoSpace(_) => "no-space",
             Self::NotFound(_) => "not-found",

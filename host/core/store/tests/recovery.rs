@@ -392,7 +392,7 @@ fn what_is_no_arena_is_refused() {
     let file = OpenOptions::new().write(true).open(dir.path().join("old")).unwrap();
     file.write_all_at(&[1], 8).unwrap();
     let error = Store::open(&dir.path().join("old"), OPTIONS).err().unwrap();
-    assert!(error.kind() == "arena-corrupt" && error.to_string().contains("format version 1"), "{error}");
+    assert!(error.kind() == "arena-format" && error.to_string().contains("has format 1"), "{error}");
     // A superblock that does not check.
     filled(&dir.path().join("third"), 10);
     let file = OpenOptions::new().write(true).open(dir.path().join("third")).unwrap();

@@ -216,6 +216,80 @@ fn threads_of_two_vms_on_one_key_space() {
 }
 
 #[test]
+fn units_of_two_puts_never_meet() {
+    const SIZE: usize = 192 << 10;
+    const UNIT: usize = 64 << 10;
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let store = open(dir.path(), 64 << 20);
+    let spec = PoolSpec { page_size: 256 << 10, ..PoolSpec::dense(7) };
+    let disk = vm_with(&store, "disk", 0, 100, spec);
+    let cache = vm_with(&store, "cache", 0, 100, PoolSpec { page_size: 256 << 10, ..CACHE });
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        let workers: Vec<_> = (0..4u64)
+            .map(|t| {
+                let h = if t % 2 == 0 { &disk } else { &cache };
+                s.spawn(move || {
+                    let mut x = t + 1;
+                    let mut page = vec![0u8; 256 << 10];
+                    for _ in 0..1500 {
+                        x ^= x << 13;
+                        x ^= x >> 7;
+                        x ^= x << 17;
+                        let i = (x % 7) as u32;
+                        // Each unit starts with the same two words: key and put.
+                        let mark = [u64::from(i).to_le_bytes(), x.to_le_bytes()].concat();
+                        match (x >> 32) % 6 {
+                            0 => _ = h.flush_page(&DENSE_OBJECT, i),
+                            1 | 2 => {
+                                for (n, unit) in page.chunks_mut(UNIT).enumerate() {
+                                    unit[16..4112]
+                                        .copy_from_slice(&noise(x + n as u64, (x >> 40) as usize % 4000));
+                                    unit[..16].copy_from_slice(&mark);
+                                }
+                                assert_eq!(common::put(h, &DENSE_OBJECT, i, &page), Put::Stored);
+                            }
+                            3 => {
+                                let p = common::write(h, &DENSE_OBJECT, i, SIZE - 100, &[x as u8; 90]);
+                                assert!(p == Put::Stored || p == Put::Missing);
+                            }
+                            4 => {
+                                let (g, part) = common::read(h, &DENSE_OBJECT, i, UNIT, UNIT + 16);
+                                assert!(g == Get::Miss || g == Get::Hit && part[..16] == part[UNIT..]);
+                            }
+                            _ => {
+                                let (g, data) = common::get(h, &DENSE_OBJECT, i);
+                                if g == Get::Hit {
+                                    assert_eq!(data[..8], u64::from(i).to_le_bytes());
+                                    assert!(data.chunks(UNIT).all(|u| u[..16] == data[..16]), "mixed");
+                                } else {
+                                    assert_eq!(g, Get::Miss);
+                                }
+                            }
+                        }
+                    }
+                })
+            })
+            .collect();
+        s.spawn(|| {
+            while !stop.load(Relaxed) {
+                store.maintain();
+            }
+        });
+        let joined: Vec<_> = workers.into_iter().map(|w| w.join()).collect();
+        stop.store(true, Relaxed);
+        joined.into_iter().for_each(|j| j.unwrap());
+    });
+    let sum: u64 = store.vms().iter().map(|v| v.account.held()).sum();
+    assert_eq!(sum, store.totals().slots);
+    assert!(disk.pool().counters.snapshot().contains(&("lost", 0)));
+    store.vm_remove("disk").unwrap();
+    store.vm_remove("cache").unwrap();
+    store.maintain();
+    assert_eq!((store.totals().slots, store.totals().arena), (0, 0));
+}
+
+#[test]
 fn threads_put_while_a_pool_is_destroyed() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let store = open(dir.path(), 64 << 20);
