@@ -92,6 +92,8 @@ def _configure(tree: Tree, recipe: Recipe) -> None:
     # meson refuses to go on without an option that it once was given
     if before is not None and before[0] == wanted and option:
         meson = str(tree.build / "pyvenv" / "bin" / "meson")
+        # An option that a patch has brought is unknown until meson has read its file again.
+        _run(["ninja", "build.ninja"], tree, "QEMU cannot be configured")
         _run([meson, "setup", "--reconfigure", *option, ".", str(tree.source)], tree, "QEMU cannot be configured")
     else:
         _configure_all(tree, recipe, option)
