@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from framework.console import complaints
-from framework.vm import MEMORY_MIB, running_vm
+from framework.vm import HOG_MIB, MEMORY_MIB, make_sparse, running_vm
 from tmem_host.vm.guest_client import GuestRefused
-from tmem_host.vm.images import SERIES, guest_image
+from tmem_host.vm.images import USUAL, guest_image
 from tmem_host.vm.modulebuild.module import guest_module, with_module
-from tmem_host.vm.spec import VmSpec
+from tmem_host.vm.spec import FileDisk, VmSpec
 
 pytestmark = pytest.mark.vm
 
@@ -22,7 +23,7 @@ def with_tmem(folder: Path, series: str) -> VmSpec:
     return VmSpec("module", image, MEMORY_MIB, workdir=folder / "vm")
 
 
-@pytest.mark.parametrize("series", SERIES)
+@pytest.mark.parametrize("series", USUAL)
 async def test_load_selftest_debugfs_unload(series: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     async with running_vm(with_tmem(tmp_path, series), request) as vm:
         await vm.agent.module_load(selftest=True)
@@ -39,6 +40,20 @@ async def test_load_selftest_debugfs_unload(series: str, tmp_path: Path, request
         log = str((await vm.agent.request("dmesg"))["text"])
         assert "self-tests passed" in log
         assert complaints(log) == []
+    assert complaints(vm.console_log.read_text(errors="replace")) == []
+
+
+async def test_kernel_of_our_own_swaps_and_has_cleancache(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    disk = FileDisk(tmp_path / "swap", "swap", size=(HOG_MIB + 32) << 20)
+    make_sparse(disk.path, disk.size or 0)
+    spec = dataclasses.replace(with_tmem(tmp_path, "5.10-cleancache"), vcpus=2, disks=(disk,))
+    async with running_vm(spec, request) as vm:
+        for file in ("cleancache/succ_gets", "frontswap/succ_stores"):
+            assert await vm.agent.debugfs_read(file) == "0\n"
+        await vm.agent.swap_on("swap")
+        assert (await vm.agent.hog(HOG_MIB)).bad == 0
+        await vm.agent.swap_off("swap")
+        await vm.agent.zram_setup(16)
     assert complaints(vm.console_log.read_text(errors="replace")) == []
 
 

@@ -12,7 +12,7 @@ import pytest
 from framework.console import complaints
 from tmem_host.errors import NotFound
 from tmem_host.vm import images
-from tmem_host.vm.imagebuild import lockfile
+from tmem_host.vm.imagebuild import kernel, lockfile
 from tmem_host.vm.imagebuild.cpio import Archive
 from tmem_host.vm.modulebuild import headers, module
 
@@ -24,7 +24,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(Path(__file__).parents[2] / "guest", guest, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setenv("TMEM_GUEST_SOURCES", str(guest))
     monkeypatch.setenv("TMEM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(module, "_compiler_version", lambda: "gcc 12")
+    monkeypatch.setattr(kernel, "compiler_version", lambda: "gcc 12")
     return guest
 
 

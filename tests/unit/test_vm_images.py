@@ -13,7 +13,7 @@ import pytest
 
 from tmem_host.errors import InvalidInput, NotFound, Unavailable
 from tmem_host.vm import images
-from tmem_host.vm.imagebuild import apt, lockfile, modules
+from tmem_host.vm.imagebuild import apt, kernel, lockfile, modules
 from tmem_host.vm.imagebuild.cpio import Archive
 
 LOCK = lockfile.Lock({"6.1": apt.Package("linux-image-x", "6.1.1", "aa"), "6.12": apt.Package("y", "6.12", "bb")}, ())
@@ -125,3 +125,48 @@ def test_no_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMEM_GUEST_SOURCES", str(tmp_path))
     with pytest.raises(NotFound, match="checkout"):
         images.sources()
+
+
+def test_kernels_of_our_own_change_with_their_fragments(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "compiler_version", lambda: "gcc 12")
+    origin = images.sources()
+    lock = lockfile.read(origin.lock)
+
+    def keys() -> list[str]:
+        return [images.image_key(name, origin, lock) for name in kernel.FLAVOURS]
+
+    before = keys()
+    assert len(set(before)) == len(kernel.FLAVOURS)
+    (checkout / "image" / "kernels" / "debug.config").write_text("CONFIG_X=y\n")
+    assert [old == new for old, new in zip(before, keys(), strict=True)] == [True, False]
+    (checkout / "image" / "kernels" / "minimal.config").write_text("CONFIG_X=y\n")
+    assert keys()[0] != before[0]
+
+
+def test_what_a_kernels_build_leaves(tmp_path: Path) -> None:
+    built = tmp_path / "tree" / "build"
+    files = {
+        "Makefile": "all:",
+        "scripts/x": "",
+        "include/linux/a.h": "",
+        "arch/x86/include/asm/a.h": "",
+        "arch/x86/Makefile": "",
+        "mm/huge.c": "",
+        "build/include/config/kernel.release": "5.10.1-tmem\n",
+        "build/arch/x86/boot/bzImage": "kernel",
+        "build/arch/x86/include/generated/a.h": "",
+        "build/.config": "",
+        "build/Makefile": f"include {tmp_path}/tree/Makefile\n",
+        "build/Module.symvers": "",
+        "build/mm/zsmalloc.ko": "module",
+    }
+    for name, text in files.items():
+        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tree" / name).write_text(text)
+    kernel._collect(tmp_path / "tree", tmp_path / "made")
+    left = {str(path.relative_to(tmp_path / "made")) for path in (tmp_path / "made").rglob("*") if path.is_file()}
+    assert {"boot/vmlinuz-5.10.1-tmem", "lib/modules/5.10.1-tmem/zsmalloc.ko", "source/build/.config"} <= left
+    assert {"source/arch/x86/Makefile", "source/build/arch/x86/include/generated/a.h"} <= left
+    assert not [name for name in left if name.endswith(".c")]
+    assert str(tmp_path) not in (tmp_path / "made" / "source" / "build" / "Makefile").read_text()
+    assert not (built / "mm" / "zsmalloc.ko").exists()

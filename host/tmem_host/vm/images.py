@@ -20,9 +20,14 @@ from typing import Final
 
 from tmem_host.config import cache_dir
 from tmem_host.errors import InvalidInput, NotFound, TmemError
-from tmem_host.vm.imagebuild import apt, build, lockfile
+from tmem_host.vm.imagebuild import apt, build, kernel, lockfile
 
+#: The distribution's kernels.
 SERIES: Final = ("5.10", "6.1", "6.12")
+#: Those, and what is built besides unless somebody asks for others.
+USUAL: Final = (*SERIES, "5.10-cleancache")
+#: All there are.
+ALL: Final = (*SERIES, *kernel.FLAVOURS)
 #: Raised when the code that builds (not what goes in) changes what comes out.
 _BUILDER: Final = 2
 
@@ -49,14 +54,16 @@ def sources() -> build.Sources:
 
 
 def _check(series: str) -> None:
-    if series not in SERIES:
-        raise InvalidInput(f"there is no guest kernel {series!r}", f"the choice is {', '.join(SERIES)}")
+    if series not in ALL:
+        raise InvalidInput(f"there is no guest kernel {series!r}", f"the choice is {', '.join(ALL)}")
 
 
 def image_key(series: str, origin: build.Sources, lock: lockfile.Lock) -> str:
     """Changes with the packages' checksums and with every source file."""
     digest = hashlib.sha256(f"{_BUILDER} {series} {' '.join(build.HOG_FLAGS)}".encode())
-    for package in (lock.kernels[series], *lock.userland):
+    own = series in kernel.FLAVOURS
+    digest.update((kernel.kernel_key(series, origin, lock) if own else lock.kernels[series].sha256).encode())
+    for package in lock.userland:
         digest.update(package.sha256.encode())
     for path in origin.files():
         content = path.read_bytes()
@@ -101,15 +108,19 @@ def build_image(series: str) -> KernelImage:
     with tempfile.TemporaryDirectory(prefix=".building-", dir=folder.parent) as name:
         work = Path(name)
         releases = apt.Releases(work / "apt")
-        build.unpack_all(releases, [lock.kernels[series]], store, work / "kernel")
+        if series in kernel.FLAVOURS:
+            kernel_tree = kernel.built_kernel(series, origin, lock)
+        else:
+            kernel_tree = work / "kernel"
+            build.unpack_all(releases, [lock.kernels[series]], store, kernel_tree)
         build.unpack_all(releases, list(lock.userland), store, work / "userland")
         build.compile_hog(origin.hog, work / "hog")
-        build.root_tree(work / "kernel", work / "userland", work / "hog", origin, work / "root")
+        build.root_tree(kernel_tree, work / "userland", work / "hog", origin, work / "root")
         done = work / "done"
         done.mkdir()
-        version, vmlinuz = build.kernel_image(work / "kernel")
+        version, vmlinuz = build.kernel_image(kernel_tree)
         shutil.copy(vmlinuz, done / "vmlinuz")
-        ramfs = build.initramfs(work / "kernel", work / "userland" / "bin" / "busybox", origin)
+        ramfs = build.initramfs(kernel_tree, work / "userland" / "bin" / "busybox", origin)
         (done / "initramfs").write_bytes(ramfs)
         build.root_disk(work / "root", done / "root.img")
         (done / "manifest.json").write_text(json.dumps({"series": series, "version": version}))
@@ -129,14 +140,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tmem_host.vm.images", description="Guest images.")
     commands = parser.add_subparsers(dest="command", required=True)
     build_command = commands.add_parser("build", help="build the images that are missing")
-    build_command.add_argument("--kernel", action="append", choices=SERIES, help="default: all")
+    build_command.add_argument("--kernel", action="append", choices=ALL, help=f"default: {', '.join(USUAL)}")
     commands.add_parser("lock", help="pin the package versions that the mirror has now")
     options = parser.parse_args(arguments)
     try:
         if options.command == "lock":
             write_lock()
             return 0
-        for series in options.kernel or SERIES:
+        for series in options.kernel or USUAL:
             image = build_image(series)
             print(f"guest {series}: Linux {image.version}, {image.vmlinuz.parent}")
     except TmemError as error:

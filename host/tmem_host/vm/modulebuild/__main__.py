@@ -7,7 +7,7 @@ import argparse
 import sys
 
 from tmem_host.errors import TmemError
-from tmem_host.vm.images import SERIES
+from tmem_host.vm.images import ALL, USUAL
 from tmem_host.vm.modulebuild import check, module
 
 
@@ -15,9 +15,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status of the command line."""
     parser = argparse.ArgumentParser(prog="python -m tmem_host.vm.modulebuild", description="The guest's module.")
     parser.add_argument("command", choices=("build", "check"), help="build what is missing; checkpatch.pl and sparse")
-    parser.add_argument("--kernel", action="append", metavar="SERIES", help=f"default: {', '.join(SERIES)}")
+    parser.add_argument("--kernel", action="append", choices=ALL, help=f"default: {', '.join(USUAL)}")
     options = parser.parse_args(arguments)
-    series = options.kernel or list(SERIES)
+    series = options.kernel or list(USUAL)
     try:
         if options.command == "check":
             check.check(series)

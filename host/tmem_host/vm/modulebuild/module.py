@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Final
 
 from tmem_host.config import cache_dir
-from tmem_host.errors import NotFound, Unavailable, VmFailed
+from tmem_host.errors import NotFound, VmFailed
 from tmem_host.vm import images
+from tmem_host.vm.imagebuild import kernel
 from tmem_host.vm.imagebuild.cpio import Archive
 from tmem_host.vm.modulebuild import kernels
 
 #: Raised when the code that builds (not what goes in) changes what comes out.
 _BUILDER: Final = 1
-#: All kernels' modules are built with it: 6.1 and 6.12 were, and 5.10 takes it, too.
-COMPILER: Final = "gcc-12"
 #: Where guest/image/init looks for what it copies to /run of the guest.
 GUEST_FOLDER: Final = "extra"
 
@@ -44,7 +43,7 @@ def module_sources() -> list[Path]:
 
 def module_key(series: str) -> str:
     """Changes with every source file, the kernel, and the compiler."""
-    digest = hashlib.sha256(f"{_BUILDER} {kernels.kernel_key(series)} {_compiler_version()}".encode())
+    digest = hashlib.sha256(f"{_BUILDER} {kernels.kernel_key(series)} {kernel.compiler_version()}".encode())
     for path in module_sources():
         content = path.read_bytes()
         digest.update(f"\0{path.parent.name}/{path.name}\0{len(content)}\0".encode() + content)
@@ -90,7 +89,7 @@ def make(series: str, work: Path, *arguments: str) -> subprocess.CompletedProces
         target = root / path.parent.name / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
-    argv = ["make", "-C", str(kernels.kernel_build_folder(series)), f"M={root / 'module'}", f"CC={COMPILER}"]
+    argv = ["make", "-C", str(kernels.kernel_build_folder(series)), f"M={root / 'module'}", f"CC={kernel.COMPILER}"]
     return subprocess.run(
         [*argv, *arguments, "modules"],
         stdin=subprocess.DEVNULL,
@@ -117,10 +116,3 @@ def with_module(image: images.KernelImage, module: GuestModule) -> images.Kernel
             stream.write(image.initramfs.read_bytes() + archive.finish())
         Path(stream.name).replace(target)
     return dataclasses.replace(image, initramfs=target)
-
-
-def _compiler_version() -> str:
-    if shutil.which(COMPILER) is None:
-        raise Unavailable(f"{COMPILER} is missing", "install it, or run scripts/install-deps")
-    done = subprocess.run([COMPILER, "--version"], capture_output=True, text=True, check=True)
-    return done.stdout.splitlines()[0]
