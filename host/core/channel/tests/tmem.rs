@@ -279,6 +279,8 @@ fn what_a_dead_server_left_is_done_by_the_next_one() {
     assert_eq!((head, used as usize), (0, REPLY_SIZE));
     assert_eq!(driver.answer(0, used, 0).reply.status, Status::NotNegotiated);
     driver.told(&hello());
+    let found = driver.ask(0, &persistent(9), &[], &[], 0).reply;
+    assert_eq!((found.value, found.done), (u64::from(number), 1), "by its uuid");
     let again = driver.ask(0, &pages(Op::Put, number, [0; 3], 2, 1), &[], &page(2), 0);
     assert_eq!(again.reply.status, Status::Ok);
     for index in [1, 2] {

@@ -52,8 +52,8 @@ pub struct Engine {
     pools: RwLock<HashMap<u32, Arc<Pool>>>,
     /// Number of a pool that requests do not reach.
     hidden: AtomicU32,
-    /// Serialises making and destroying; private pools by uuid.
-    making: Mutex<HashMap<[u8; 16], PoolId>>,
+    /// Serialises making and destroying.
+    making: Mutex<()>,
 }
 
 impl Engine {
@@ -122,14 +122,12 @@ impl Engine {
 
     /// Makes a pool, or finds the one that is there: its number, and whether it was there.
     pub(crate) fn make(&self, new: &NewPool) -> std::result::Result<(u32, bool), Status> {
-        let mut by_uuid = self.making.lock();
+        let _guard = self.making.lock();
         let all = self.store.pools();
         let mine = |p: &&Arc<StorePool>| p.members.lock().contains(&self.vm);
         let there = match new.name {
             Name::Private => None,
-            Name::Attach(uuid) => {
-                by_uuid.get(&uuid).and_then(|id| all.iter().filter(mine).find(|p| p.id == *id))
-            }
+            Name::Attach(uuid) => all.iter().filter(mine).find(|p| p.spec.name == Some(uuid)),
             Name::Shared(uuid) => all.iter().find(|p| p.spec.shared == Some(uuid)),
         };
         if let Some(pool) = there
@@ -147,9 +145,6 @@ impl Engine {
         self.promise(promise)?;
         match self.store.pool_create(self.vm, self.spec(new)) {
             Ok(id) => {
-                if let Name::Attach(uuid) = new.name {
-                    by_uuid.insert(uuid, id);
-                }
                 self.pools.write().remove(&u32::from(id));
                 Ok((u32::from(id), there.is_some()))
             }
@@ -167,6 +162,10 @@ impl Engine {
                 Name::Shared(uuid) => Some(uuid),
                 Name::Private | Name::Attach(_) => None,
             },
+            name: match new.name {
+                Name::Attach(uuid) => Some(uuid),
+                Name::Private | Name::Shared(_) => None,
+            },
             pages: new.pages,
             // A page that comes compressed is kept as it comes.
             codec: match new.packing {
@@ -181,13 +180,12 @@ impl Engine {
 
     /// Destroys a pool, or leaves it if it is shared.
     pub(crate) fn destroy(&self, pool: &Pool) -> std::result::Result<(), Status> {
-        let mut by_uuid = self.making.lock();
+        let _guard = self.making.lock();
         let id = pool.handle.pool().id;
         self.store.pool_destroy(self.vm, id).map_err(|e| match e {
             StoreError::NotFound(_) => Status::BadPool,
             e => refusal(&e),
         })?;
-        by_uuid.retain(|_, at| *at != id);
         self.pools.write().remove(&u32::from(id));
         self.release(promised(&pool.shape));
         Ok(())

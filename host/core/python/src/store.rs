@@ -172,7 +172,7 @@ impl PyStore {
         let codec = crate::store::codec(codec)?;
         let store = self.open()?;
         let vm = store.vm(vm).map_err(from_store)?;
-        let spec = PoolSpec { persistent, shared, pages, codec, page_size, packed };
+        let spec = PoolSpec { shared, pages, codec, page_size, packed, ..PoolSpec::sparse(persistent) };
         store.pool_create(vm.id, spec).map_err(from_store)
     }
 

@@ -24,6 +24,8 @@ pub struct PoolSpec {
     pub persistent: bool,
     /// VMs that give the same uuid use the same pool.
     pub shared: Option<[u8; 16]>,
+    /// Of a private pool: the uuid by which its VM finds it again. The store keeps it, no more.
+    pub name: Option<[u8; 16]>,
     /// `Some(n)`: a dense pool (swap) with indices `0..n` and one object; else sparse.
     pub pages: Option<u32>,
     /// How pages are compressed; may change later, unless they come compressed.
@@ -43,13 +45,17 @@ impl PoolSpec {
     /// Objects of pages of 4096 bytes: sparse, private, lz4.
     pub const fn sparse(persistent: bool) -> Self {
         let page_size = PAGE_SIZE as u32;
-        Self { persistent, shared: None, pages: None, codec: Codec::Lz4, page_size, packed: false }
+        let (shared, name, pages) = (None, None, None);
+        Self { persistent, shared, name, pages, codec: Codec::Lz4, page_size, packed: false }
     }
 
     /// What is wrong with it.
     pub(crate) fn check(&self) -> Result<(), String> {
         if self.pages.is_some() && (!self.persistent || self.shared.is_some()) {
             return Err("a dense pool is a swap disk: persistent and private".into());
+        }
+        if self.shared.is_some() && self.name.is_some() || self.name == Some([0; 16]) {
+            return Err("a shared pool goes by its one uuid, and 0 is none".into());
         }
         if self.pages == Some(0) {
             return Err("a dense pool has at least one page".into());

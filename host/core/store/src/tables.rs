@@ -245,6 +245,7 @@ fn parse_pool(e: &[u8]) -> Place<PoolRecord> {
         spec: PoolSpec {
             persistent: flags & FLAG_PERSISTENT != 0,
             shared: (flags & FLAG_SHARED != 0).then_some(uuid),
+            name: (flags & FLAG_SHARED == 0 && uuid != [0; 16]).then_some(uuid),
             pages: (flags & FLAG_DENSE != 0).then_some(word(e, 24) as u32),
             codec,
             page_size: page_size as u32,
@@ -270,7 +271,7 @@ pub(crate) fn write_pool(arena: &Arena, id: PoolId, pool: &PoolRecord) -> Result
         | u64::from((spec.page_size as usize / PAGE_SIZE).trailing_zeros()) << ORDER_SHIFT;
     e[16..24].copy_from_slice(&flags.to_le_bytes());
     e[24..32].copy_from_slice(&u64::from(spec.pages.unwrap_or(0)).to_le_bytes());
-    e[32..48].copy_from_slice(&spec.shared.unwrap_or_default());
+    e[32..48].copy_from_slice(&spec.shared.or(spec.name).unwrap_or_default());
     arena.table_write(at + 16, &e[16..]);
     arena.table_store(at + 8, XxHash3_64::oneshot(&e[16..]));
     arena.table_store(at, LIVE);
