@@ -135,6 +135,24 @@ class StreamServer:
 
     def stop(self) -> None: ...
 
+class TmemClient:
+    """Our own driver of a :class:`TmemServer`, with no QEMU and no guest: what the channel costs without a VM.
+
+    One queue, one request at a time.  ``spins``: it looks for the answer all the time, else it sleeps.
+    """
+
+    def __init__(self, socket: str, *, spins: bool = False) -> None: ...
+    def request(self, message: bytes, room: int | None = None) -> bytes:
+        """As :meth:`Engine.request`."""
+
+    def measure(
+        self, pages: bytes, *, op: Literal["put", "get"], pool: int, batch: int, requests: int, start: int = 0
+    ) -> list[int]:
+        """Nanoseconds of each of so many requests of ``batch`` pages, from before it is written to after its reply is
+        seen.  ``pages`` lie at index 0 and on of object 0; ``start`` is the request to begin with."""
+
+    def close(self) -> None: ...
+
 def bench_store(
     store: Store,
     pool: int,

@@ -32,6 +32,7 @@ Store = _core.Store
 BlkServer = _core.BlkServer
 StreamServer = _core.StreamServer
 TmemServer = _core.TmemServer
+TmemClient = _core.TmemClient
 Engine = _core.Engine
 CoreError = _core.CoreError
 worst_case_bytes = _core.worst_case_bytes

@@ -14,6 +14,7 @@
 //! | `session` | vhost-user messages of one connection |
 //! | [`server`], `socket` | lifetime: bind, accept, stop |
 //! | [`stats`] | counters |
+//! | [`client`] | the other side of vhost-user-tmem, for tests and benches |
 //!
 //! Everything that comes from the guest or the frontend is hostile. A bad request is answered and counted; a bad
 //! ring stops that queue; a bad message ends that connection; none of them touches another VM.
@@ -21,6 +22,7 @@
 pub mod blk;
 #[doc(hidden)]
 pub mod chain;
+pub mod client;
 pub mod config;
 pub mod device;
 mod event;

@@ -5,6 +5,7 @@
 mod bench;
 mod blk;
 mod channel;
+mod client;
 mod engine;
 mod error;
 mod exit;
@@ -22,6 +23,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<blk::PyBlkServer>()?;
     m.add_class::<engine::PyEngine>()?;
     m.add_class::<tmem::PyTmemServer>()?;
+    m.add_class::<client::PyTmemClient>()?;
     m.add_function(wrap_pyfunction!(bench::bench_store, m)?)?;
     m.add_function(wrap_pyfunction!(bench::bench_codec, m)?)?;
     m.add_function(wrap_pyfunction!(bench::bench_block, m)?)?;
