@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tmem bench channel`: what a page costs through vhost-user-blk, by queue depth.
+"""`tmem bench channel`: what a page costs through vhost-user-blk, by queue depth; and through vhost-user-tmem.
 
 Servers: tmem (by codec, waiting for events or polling) and qemu-storage-daemon with a null device and with a file on
 tmpfs, in its default configuration and in its best (Linux AIO; an I/O thread). Each server is a process of its own.
@@ -11,6 +11,8 @@ Metrics, per arm, client, depth, op and contents:
 - `latency` (ns): mean time of a request in flight, depth x time / requests (Little's law);
 - `request_latency` (ns): of single requests, libblkio only;
 - `server_cpu` (ns): CPU time of the server's process per request.
+
+Arms of vhost-user-tmem are apart: see `channel_tmem`.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from pathlib import Path
 from typing import Literal
 
 from tmem_host.bench import channel_clients as clients
-from tmem_host.bench import comparators, store_pages
+from tmem_host.bench import channel_tmem, comparators, store_pages
 from tmem_host.bench.channel_backends import (
     COMPRESSIBLE,
     CONTENTS,
@@ -109,7 +111,13 @@ async def run(ctx: BenchContext) -> None:
     wanted = [name for name in str(ctx.option("arms", "")).split(",") if name]
     with scratch(_need(plan)) as folder:
         pages_file = folder / "pages"
-        pages_file.write_bytes(_pages(ctx))
+        pages = _pages(ctx)
+        pages_file.write_bytes(pages)
+        own = channel_tmem.chosen(wanted)
+        if own:
+            await channel_tmem.measure(ctx, folder, pages, own, rounds=plan.rounds, poll_us=plan.poll_us)
+        if wanted and not set(wanted) - set(own):
+            return
         async with _servers(plan, tree, folder, wanted) as backends:
             chosen = names(backends, wanted)
             if not chosen:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tmem side of the channel bench, in a process of its own: a store and its vhost-user-blk servers, nothing else.
+"""The tmem side of the channel bench, in a process of its own: a store and its vhost-user servers, nothing else.
 
 The bench steers it by JSON lines on standard input and gets one JSON line back for each; the end of the input ends the
 process. The Python thread sleeps in `readline` meanwhile, so that no interpreter takes part in what is measured.
 
     {"op":"add","name":"reads","pages":65536,"codec":"lz4","socket":"/...","queues":1,"queue_size":256}
+    {"op":"add_tmem","name":"own","codec":"lz4","socket":"/...","queues":1}      a VM's tmem requests
     {"op":"poll","name":"reads","us":50}      0: wait for events
     {"op":"stats"}                            -> {"store":{...},"pools":[...],"channels":{name:{...}}}
 
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from tmem_host.config import PAGE_SIZE
-from tmem_host.core import BlkServer, CoreError, Store
+from tmem_host.core import BlkServer, CoreError, Engine, Store, TmemServer
 
 
 class ChannelServer:
@@ -36,6 +37,12 @@ class ChannelServer:
         match request["op"]:
             case "add":
                 return self._add(request)
+            case "add_tmem":
+                name = str(request["name"])
+                self._store.vm_create(name)
+                engine = Engine(self._store, name, codec=request["codec"])
+                self._channels[name] = TmemServer(engine, request["socket"], queues=int(request["queues"]))
+                return {}
             case "poll":
                 self._channels[request["name"]].set_poll(int(request["us"]))
                 return {}
