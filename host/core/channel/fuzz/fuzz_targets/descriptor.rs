@@ -2,59 +2,28 @@
 //! Serves a ring made of arbitrary bytes; see ../README.md.
 #![no_main]
 
+mod shared;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 
 use libfuzzer_sys::fuzz_target;
+use shared::*;
 use tmem_channel::blk::device::Device;
 use tmem_channel::device::DeviceModel;
 use tmem_channel::ring::{Ring, RingSetup};
 use tmem_channel::stats::QueueCounters;
-use tmem_channel::{BlkConfig, Fault, GetResult, PAGE_SIZE, PageBackend, PollPolicy, PutResult};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use tmem_channel::{BlkConfig, GetResult, PAGE_SIZE, PageBackend, PollPolicy, PutResult};
+use vm_memory::{Bytes, GuestAddress};
 
 const PAGES: u64 = 64;
-const REGION: usize = 64 << 10;
-/// Two regions that touch in guest-physical space, one apart, and one for the rings that no descriptor points to:
-/// a request that reads data over its own ring could not be checked from outside.
-const BASES: [u64; 4] = [0x1_0000, 0x2_0000, 0x8_0000, RINGS];
-const DESC: u64 = 0x1_0000;
-const RINGS: u64 = 0x10_0000;
-const AVAIL: u64 = RINGS + 0x1000;
-const USED: u64 = RINGS + 0x2000;
-const SIZE: u16 = 32;
 /// Where request headers lie; read as data, each is a range of a discard.
 const HEADERS: u64 = 0x1_4000;
 /// Where status bytes lie.
 const STATUS: u64 = 0x1_5000;
 /// Where indirect tables lie.
 const TABLES: u64 = 0x1_6000;
-
-/// Regions between inaccessible pages: an access past an end is a crash, not a silent read of something else.
-fn memory() -> &'static Arc<GuestMemoryMmap> {
-    static MEMORY: OnceLock<Arc<GuestMemoryMmap>> = OnceLock::new();
-    MEMORY.get_or_init(|| {
-        let regions = BASES
-            .iter()
-            .map(|base| {
-                let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-                // SAFETY: a fresh anonymous mapping; its middle is made accessible and handed over for good.
-                let region = unsafe {
-                    let map = libc::mmap(std::ptr::null_mut(), REGION * 3, libc::PROT_NONE, flags, -1, 0);
-                    assert_ne!(map, libc::MAP_FAILED);
-                    let middle = map.cast::<u8>().add(REGION);
-                    let access = libc::PROT_READ | libc::PROT_WRITE;
-                    assert_eq!(libc::mprotect(middle.cast(), REGION, access), 0);
-                    MmapRegion::build_raw(middle, REGION, access, flags).unwrap()
-                };
-                GuestRegionMmap::new(region, GuestAddress(*base)).unwrap()
-            })
-            .collect();
-        Arc::new(GuestMemoryMmap::from_regions(regions).unwrap())
-    })
-}
 
 /// Keeps pages, checks what it is asked, and lets the guest meddle while it is.
 struct Backend {
@@ -117,35 +86,14 @@ impl PageBackend for Backend {
     }
 }
 
-struct Input<'a>(&'a [u8]);
+/// Descriptors of virtio-blk requests.
+trait Blk {
+    fn length(&mut self) -> u32;
+    fn wild(&mut self) -> Link;
+    fn table(&mut self, entries: u16, types: &[u32]) -> (Vec<u8>, Vec<u16>);
+}
 
-impl Input<'_> {
-    fn u8(&mut self) -> u8 {
-        let Some((first, rest)) = self.0.split_first() else { return 0 };
-        self.0 = rest;
-        *first
-    }
-    fn u16(&mut self) -> u16 {
-        u16::from_le_bytes([self.u8(), self.u8()])
-    }
-    fn u64(&mut self) -> u64 {
-        (0..8).fold(0, |all, i| all | u64::from(self.u8()) << (8 * i))
-    }
-
-    /// An address that is near something, or anything.
-    fn address(&mut self) -> u64 {
-        match self.u8() % 8 {
-            0 => match self.u64() {
-                rings if (RINGS..RINGS + REGION as u64).contains(&rings) => !rings,
-                anything => anything,
-            },
-            1 => 0x8_0000 + u64::from(self.u16()),
-            2 => DESC + u64::from(self.u8()) * 16,
-            3 => 0x3_0000 - u64::from(self.u8()) * 64,
-            _ => HEADERS + u64::from(self.u16()) % 0x1_c000 / 16 * 16,
-        }
-    }
-
+impl Blk for Input<'_> {
     fn length(&mut self) -> u32 {
         match self.u8() % 8 {
             0 => match self.u8() % 4 {
@@ -161,7 +109,12 @@ impl Input<'_> {
     }
 
     fn wild(&mut self) -> Link {
-        Link { addr: self.address(), len: self.length(), flags: self.u16() % 16, next: self.u16() % 64 }
+        Link {
+            addr: self.address(HEADERS),
+            len: self.length(),
+            flags: self.u16() % 16,
+            next: self.u16() % 64,
+        }
     }
 
     /// Fills a table of `entries` descriptors, mostly with whole requests of which a part may be wrong, so that the
@@ -188,7 +141,7 @@ impl Input<'_> {
                     let write = if matches!(kind, 0 | 8) { WRITE } else { 0 };
                     for _ in 0..shape >> 6 {
                         links.push(Link {
-                            addr: self.address(),
+                            addr: self.address(HEADERS),
                             len: self.length(),
                             flags: NEXT | write,
                             next: 0,
@@ -210,28 +163,6 @@ impl Input<'_> {
     }
 }
 
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-const INDIRECT: u16 = 4;
-
-struct Link {
-    addr: u64,
-    len: u32,
-    flags: u16,
-    next: u16,
-}
-
-impl Link {
-    fn bytes(&self) -> [u8; 16] {
-        let mut raw = [0; 16];
-        raw[..8].copy_from_slice(&self.addr.to_le_bytes());
-        raw[8..12].copy_from_slice(&self.len.to_le_bytes());
-        raw[12..14].copy_from_slice(&self.flags.to_le_bytes());
-        raw[14..].copy_from_slice(&self.next.to_le_bytes());
-        raw
-    }
-}
-
 fuzz_target!(|data: &[u8]| {
     let mem = memory();
     let mut input = Input(data);
@@ -240,11 +171,7 @@ fuzz_target!(|data: &[u8]| {
     }
     let mode = input.u8();
     let start = if mode & 1 == 0 { 0 } else { input.u16() };
-    // How far the available index moves, each time; an input that ends early is still served.
-    let steps = [(); 4].map(|()| match input.u8() {
-        0xff => input.u16(),
-        n => u16::from(n) % (SIZE + 1),
-    });
+    let steps = input.steps();
     let mut types = Vec::new();
     for slot in 0..24 {
         let kind = if mode & 2 == 0 {
@@ -289,7 +216,6 @@ fuzz_target!(|data: &[u8]| {
     };
     let device = Arc::new(Device::new(config, backend).unwrap());
     let counters = QueueCounters::new(device.names());
-    let stop = AtomicBool::new(false);
     let setup = RingSetup {
         size: SIZE,
         desc: DESC,
@@ -299,40 +225,5 @@ fuzz_target!(|data: &[u8]| {
         indirect: mode & 0xc0 != 0,
     };
     let mut ring = Ring::start(setup, mem.clone(), device.queue()).unwrap();
-    let mut done = start;
-    for ahead in steps {
-        let avail = done.wrapping_add(ahead);
-        mem.write_obj(avail, GuestAddress(AVAIL + 2)).unwrap();
-        while ring.has_work() {
-            let before = ring.base();
-            let result = ring.serve(&counters, &stop);
-            let used: u16 = mem.load(GuestAddress(USED + 2), Ordering::Relaxed).unwrap();
-            let completed = used.wrapping_sub(before);
-            for i in 0..completed {
-                // In order, each head once.
-                let slot = u64::from(before.wrapping_add(i) % SIZE);
-                let head: u16 = mem.read_obj(GuestAddress(AVAIL + 4 + slot * 2)).unwrap();
-                let id: u32 = mem.read_obj(GuestAddress(USED + 4 + slot * 8)).unwrap();
-                assert_eq!(u32::from(head), id);
-            }
-            match result {
-                Ok(served) => {
-                    assert!(served.completed > 0, "work that is not done spins for ever");
-                    assert_eq!(served.completed, usize::from(completed));
-                    assert_eq!(ring.base(), used);
-                }
-                Err(fault) => {
-                    let jumped = avail.wrapping_sub(before) > SIZE;
-                    let head = mode & 8 != 0;
-                    assert!(
-                        fault == Fault::AvailIndex && jumped || fault == Fault::HeadIndex && head,
-                        "{fault:?}"
-                    );
-                    return;
-                }
-            }
-            done = used;
-        }
-        let _ = ring.want_kicks();
-    }
+    drive(mem, &mut ring, &counters, start, &steps, mode & 8 != 0, |_| ());
 });
