@@ -56,9 +56,14 @@ def test_all_quick_arms_have_figures(tree: comparators.Tree, tmp_path: Path) -> 
     assert results.complete
     assert not results.failures
     assert set(results.arms()) >= {"tmem-lz4-event", "tmem-lz4-poll", "qsd-null", "qsd-tmpfs", "qsd-tmpfs-native"}
-    for arm in results.arms():
+    own = {"vhost-user-tmem-event", "vhost-user-tmem-poll"}
+    for arm in set(results.arms()) - own - {"harness"}:
         for op in ("read", "write"):
-            assert results.find("throughput", arm=arm, op=op, client="qemu-img", depth=32) or arm == "harness"
+            assert results.find("throughput", arm=arm, op=op, client="qemu-img", depth=32)
+    for arm in own:
+        for op in ("put", "get"):
+            for batch in (1, 8, 128):
+                assert results.find("tmem_request", arm=arm, op=op, client="own", batch=batch)
     assert results.find("request_latency", arm="tmem-lz4-poll", client="libblkio-event", op="write", depth=1)
     assert results.find("server_cpu", arm="qsd-tmpfs")
     assert results.find("against_qsd_tmpfs", arm="tmem-lz4-poll")
