@@ -184,9 +184,7 @@ class ExitRig:
 
     def set_store(self, store: Store, lz4: int, zstd: int) -> None: ...
     def set_disk(self, path: str, pages: int) -> None: ...
-    def turn(
-        self, kind: str, work: str, *, n: int = 0, samples: int, warmup: int, seconds: float
-    ) -> dict[str, Any]:
+    def turn(self, kind: str, work: str, *, n: int = 0, samples: int, warmup: int, seconds: float) -> dict[str, Any]:
         """``ns``: nanoseconds from one request to the next; ``cpu_ns`` per request; ``backlog`` in pages or None."""
 
 def exit_kinds() -> list[dict[str, Any]]:
