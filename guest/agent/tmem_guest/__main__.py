@@ -5,17 +5,15 @@ import os
 import sys
 import time
 
-from . import PORT_NAME, libc, server
+from . import PORT_NAME, libc, ports, server
 
 
 def find_port() -> str:
     """Path of the port, waiting for the kernel to announce its name. Raises RuntimeError after 10 s."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
-        for entry in os.listdir("/sys/class/virtio-ports"):
-            with open(f"/sys/class/virtio-ports/{entry}/name", encoding="ascii") as stream:
-                if stream.read().strip() == PORT_NAME:
-                    return f"/dev/{entry}"
+        if path := ports.path_of(PORT_NAME):
+            return path
         time.sleep(0.01)
     raise RuntimeError(f"no virtio-serial port named {PORT_NAME}")
 

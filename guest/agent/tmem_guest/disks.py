@@ -38,6 +38,13 @@ class Disk:
         except (OSError, ValueError):
             return -1
 
+    def queues(self) -> int:
+        """Hardware queues; 0 of a device that has none, such as zram."""
+        try:
+            return len(os.listdir(f"/sys/block/{self.name}/mq"))
+        except OSError:
+            return 0
+
     def discard(self, offset: int = 0, length: int | None = None) -> None:
         self._range_ioctl(BLKDISCARD, offset, self.size - offset if length is None else length, "discard")
 

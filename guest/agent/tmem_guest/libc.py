@@ -2,6 +2,7 @@
 """The few system calls that Python's os module lacks."""
 
 import ctypes
+import mmap
 import os
 
 _libc = ctypes.CDLL("libc.so.6", use_errno=True)
@@ -29,6 +30,16 @@ def swapoff(path: str) -> None:
 def mlockall() -> None:
     """Keeps this process in memory: what it has touched and what it will touch."""
     _checked(_libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT))
+
+
+def mlock(address: int, length: int) -> None:
+    """Keeps a range of this process's memory where it is."""
+    _checked(_libc.mlock(ctypes.c_void_p(address), ctypes.c_size_t(length)))
+
+
+def address_of(buffer: mmap.mmap) -> int:
+    """Where a writable buffer lies; it must live as long as the address is used."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 
 # asm/unistd_64.h: libc has no functions for these

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable
 
-from . import blockio, hog, modules, pages, protocol, stats, swap
+from . import blockio, hog, lend, modules, pages, protocol, stats, swap
 from .protocol import FAILED, INVALID, OpError, Refusal, Request
 
 Operation = Callable[[Request], dict[str, object]]
@@ -24,6 +24,8 @@ LONG: dict[str, Operation] = {
     "swap_off": swap.swap_off,
     "zram_setup": swap.zram_setup,
     "io": blockio.io,
+    "lend": lend.lend,
+    "lend_stop": lend.lend_stop,
     "module_load": modules.module_load,
     "module_unload": modules.module_unload,
     "debugfs_read": modules.debugfs_read,

@@ -46,12 +46,12 @@ def _start(disk: disks.Disk, priority: int, discard: bool) -> None:
 
 
 def swap_on(request: Request) -> dict[str, object]:
-    """{serial, discard=true, priority=100, page_cluster?, require_discard=false} -> what was set and found.
+    """{serial | device, discard=true, priority=100, page_cluster?, require_discard=false} -> what was set and found.
 
     A virtio disk counts as rotational, and for a rotational disk the kernel keeps no clusters and sends no discards
     when slots are freed: so `queue/rotational` is cleared first. Freed swap then gives the host its memory back.
     """
-    disk = disks.find(request.text("serial"))
+    disk = _disk(request)
     discard = request.flag("discard", True)
     discard_max = disk.queue("discard_max_bytes")
     if request.flag("require_discard", False) and discard_max <= 0:
@@ -66,7 +66,7 @@ def swap_on(request: Request) -> dict[str, object]:
         "discard": discard and discard_max > 0,
         "discard_max_bytes": discard_max,
         "rotational": disk.queue("rotational"),
-        "queues": len(os.listdir(f"/sys/block/{disk.name}/mq")),
+        "queues": disk.queues(),
         "page_cluster": int(disks.read_text("/proc/sys/vm/page-cluster")),
     }
 
@@ -76,7 +76,7 @@ def swap_off(request: Request) -> dict[str, object]:
 
     The kernel discards whole clusters (2 MiB) only, so parts of clusters stay behind: discard_after drops the rest.
     """
-    disk = disks.Disk(_zram_name(request)) if request.has("device") else disks.find(request.text("serial"))
+    disk = _disk(request)
     known = active()
     if disk.path not in known:
         raise OpError(NOT_FOUND, f"{disk.name} is not a swap device")
@@ -94,11 +94,16 @@ def swap_off(request: Request) -> dict[str, object]:
     return {"device": disk.path, "seconds": seconds, "used_before": known[disk.path][1], "discarded": discarded}
 
 
-def _zram_name(request: Request) -> str:
+def _disk(request: Request) -> disks.Disk:
+    """By serial, or by name where there is none: zram's, and those of tmem.ko."""
+    if not request.has("device"):
+        return disks.find(request.text("serial"))
     name = request.text("device").removeprefix("/dev/")
-    if name != "zram0":
-        raise OpError(INVALID, "device must be zram0; other disks are named by serial")
-    return name
+    if not name.removeprefix("zram").removeprefix("tmem").removeprefix("f").isdigit():
+        raise OpError(INVALID, "device must be one of zram or tmem; other disks are named by serial")
+    if not os.path.exists(f"/sys/block/{name}"):
+        raise OpError(NOT_FOUND, f"there is no disk {name}")
+    return disks.Disk(name)
 
 
 def zram_setup(request: Request) -> dict[str, object]:

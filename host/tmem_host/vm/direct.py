@@ -69,6 +69,13 @@ class DirectVm(Vm):
         return self._qmp
 
     @property
+    def pages_socket(self) -> Path:
+        """Where QEMU listens for who serves the pages port. Raises Conflict before the start or without such a port."""
+        if self._runtime is None or not self.spec.pages_port:
+            raise Conflict(f"{self.spec.name} has no pages port now", "set pages_port and start it")
+        return qemu.Runtime(self._runtime, self.console_log).pages
+
+    @property
     def accelerator(self) -> Accelerator:
         if self._accelerator is None:
             raise Conflict(f"{self.spec.name} has not been started", "start it first")

@@ -191,19 +191,24 @@ class GuestClient:
 
     async def swap_on(
         self,
-        serial: str,
+        serial: str | None = None,
         *,
+        device: str | None = None,
         discard: bool = True,
         require_discard: bool = False,
         priority: int = 100,
         page_cluster: int | None = None,
         timeout: float = 60.0,
     ) -> Json:
-        """Makes the disk a swap device that sends discards. Answer: device, bytes, discard, rotational, queues, ..."""
+        """Makes a disk, by serial or by name (tmem0), a swap device that sends discards.
+
+        Answer: device, bytes, discard, rotational, queues, ...
+        """
         return await self.request(
             "swap_on",
             timeout=timeout,
             serial=serial,
+            device=device,
             discard=discard,
             require_discard=require_discard,
             priority=priority,
@@ -218,10 +223,18 @@ class GuestClient:
         discard_after: bool = True,
         timeout: float = 300.0,
     ) -> Json:
-        """By serial, or device="zram0" (which is reset too). Answer: seconds, used_before (bytes), discarded."""
+        """By serial or name; zram0 is reset too. Answer: seconds, used_before (bytes), discarded."""
         return await self.request(
             "swap_off", timeout=timeout, serial=serial, device=device, discard_after=discard_after
         )
+
+    async def lend(self, *, wait: float = 30.0) -> Json:
+        """Lends the pages port to tmem.ko, loaded with channel=serial, until the host answers. Answer: port."""
+        return await self.request("lend", timeout=wait + 30.0, wait_ms=round(wait * 1000))
+
+    async def lend_stop(self, *, timeout: float = 30.0) -> Json:
+        """Takes the port back. Answer: error, how serving had ended by itself."""
+        return await self.request("lend_stop", timeout=timeout)
 
     async def zram_setup(
         self, size_mib: int, algo: str = "lz4", *, page_cluster: int | None = None, timeout: float = 60.0

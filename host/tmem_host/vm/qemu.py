@@ -12,6 +12,7 @@ from tmem_host.errors import InvalidInput, Unavailable
 from tmem_host.vm.spec import SERIAL_MAX, FileDisk, InlineTmem, NullDisk, VhostUserBlk, VhostUserTmem, VmSpec
 
 AGENT_PORT: Final = "org.kvm-tmem.agent.0"
+PAGES_PORT: Final = "org.kvm-tmem.pages.0"
 ROOT_SERIAL: Final = "tmem-root"
 #: `reconnect` (seconds) became `reconnect-ms`, and was then removed (QEMU's docs/about/deprecated.rst, 9.2).
 _RECONNECT_MS_SINCE: Final = (9, 2)
@@ -34,6 +35,10 @@ class Runtime:
     @property
     def agent(self) -> Path:
         return self.folder / "agent"
+
+    @property
+    def pages(self) -> Path:
+        return self.folder / "pages"
 
 
 def parse_version(text: str) -> Version:
@@ -78,6 +83,11 @@ def argv(spec: VmSpec, run: Runtime, version: Version, accel: str) -> list[str]:
         *("-chardev", f"socket,id=agent,path={comma(run.agent)},server=on,wait=off"),
         *("-device", f"virtserialport,chardev=agent,name={AGENT_PORT}"),
     ]
+    if spec.pages_port:
+        arguments += [
+            *("-chardev", f"socket,id=pages,path={comma(run.pages)},server=on,wait=off"),
+            *("-device", f"virtserialport,chardev=pages,name={PAGES_PORT}"),
+        ]
     if spec.kernel.rootdisk is not None:
         root = FileDisk(spec.kernel.rootdisk, ROOT_SERIAL, read_only=True, queues=1)
         arguments += _file_disk("root", root)

@@ -108,4 +108,6 @@ class VmSpec:
     workdir: Path | None = None
     qemu_path: str = STOCK_QEMU
     append: str = ""
+    pages_port: bool = False
+    """A second virtio-serial port, for pages: QEMU listens at the driver's ``pages_socket``."""
     extra_args: tuple[str, ...] = field(default=())
