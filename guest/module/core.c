@@ -146,7 +146,7 @@ static int start(struct tmem_channel *channel)
 
 		if (!pool)
 			continue;
-		err = tmem_pool_attach(pool);
+		err = tmem_pool_attach(pool, execute);
 		/* a pool that is refused is its source's trouble, not that of the others */
 		if (err && err != -ENOSPC)
 			return err;

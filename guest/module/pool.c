@@ -336,23 +336,15 @@ int tmem_pool_get(struct tmem_pool *pool, u32 index, struct page *page)
 
 /* ---- life ------------------------------------------------------------------------------------ */
 
-static int attach_execute(struct tmem_pool *pool, struct tmem_call *call)
-{
-	int err = pool->channel->ops->execute(pool->channel, call);
-
-	if (!err && !tmem_reply_fits(call))
-		err = -EPROTO;
-	return err;
-}
-
-int tmem_pool_attach(struct tmem_pool *pool)
+/* 0 and the pool's number; *found: the host had it already, perhaps with pages. */
+static int find_pool(struct tmem_pool *pool, tmem_carry *carry, bool *found)
 {
 	struct tmem_call call;
 	u64 id;
 	int err;
 
 	tmem_call_new_pool(&call, pool->flags | TMEM_POOL_ATTACH, pool->uuid, pool->count);
-	err = attach_execute(pool, &call);
+	err = carry(pool->channel, &call);
 	if (err)
 		return err;
 	id = le64_to_cpu(call.reply.value);
@@ -364,14 +356,32 @@ int tmem_pool_attach(struct tmem_pool *pool)
 	}
 	WRITE_ONCE(pool->id, id);
 	WRITE_ONCE(pool->attached, true);
-	if (pool->attached_once)
-		return 0;
-	/* what an earlier life of this guest left there is nobody's */
-	tmem_call_pool(&call, TMEM_OP_FLUSH_OBJECT, pool);
-	err = attach_execute(pool, &call);
-	if (err || tmem_call_status(&call) != TMEM_OK) {
+	*found = call.reply.done[0] & cpu_to_le64(1);
+	return 0;
+}
+
+int tmem_pool_attach(struct tmem_pool *pool, tmem_carry *carry)
+{
+	struct tmem_call call;
+	bool found;
+	int err;
+
+	err = find_pool(pool, carry, &found);
+	if (err || pool->attached_once)
+		return err;
+	/* what an earlier life of this guest left there is nobody's, and would be stale */
+	if (found) {
+		tmem_call_pool(&call, pool->count ? TMEM_OP_FLUSH_OBJECT : TMEM_OP_DESTROY_POOL,
+			       pool);
+		err = carry(pool->channel, &call);
+		if (!err && tmem_call_status(&call) != TMEM_OK)
+			err = -EPROTO;
+		if (!err && !pool->count)
+			err = find_pool(pool, carry, &found);
+	}
+	if (err) {
 		WRITE_ONCE(pool->attached, false);
-		return err ?: -EPROTO;
+		return err;
 	}
 	pool->attached_once = true;
 	return 0;
@@ -392,7 +402,7 @@ struct tmem_pool *tmem_pool_create(struct tmem_channel *channel, struct tmem_sta
 	pool->uuid[0] = uuid[0];
 	/* of another size it is another pool: the host would not give it to us */
 	pool->uuid[1] = uuid[1] ^ ((u64)count << 32);
-	pool->flags = TMEM_POOL_PERSISTENT;
+	pool->flags = count ? TMEM_POOL_PERSISTENT : 0;
 	pool->count = count;
 	pool->resume = resume;
 	init_waitqueue_head(&pool->flushed);

@@ -209,8 +209,8 @@ void tmem_channel_remove_pool(struct tmem_channel *channel, struct tmem_pool *po
 /* ---- pools: pool.c --------------------------------------------------------------------------- */
 
 /*
- * A swap pool: dense, persistent, object 0. Four bits for each page say all that the guest has to
- * know:
+ * A swap pool (count is not 0): dense, persistent, object 0. Four bits for each page say all that
+ * the guest has to know:
  *   present   the host answered TMEM_OK to the last put, and the page was not flushed since
  *   bad       the last put was not answered so: what the host has is not what the guest gave. Until
  *             the next put or flush a get is an error without asking
@@ -228,6 +228,7 @@ struct tmem_pool {
 	bool attached;
 	bool attached_once;
 	void (*resume)(struct tmem_pool *pool);		/* the channel is up again */
+	void *private;					/* of who set resume */
 
 	unsigned long *present;
 	unsigned long *bad;
@@ -247,8 +248,10 @@ void tmem_pools_exit(void);
 struct tmem_pool *tmem_pool_create(struct tmem_channel *channel, struct tmem_stats *stats,
 				   const u64 uuid[2], u32 count);
 void tmem_pool_destroy(struct tmem_pool *pool);
-/* With execute(): the channel is being started. */
-int tmem_pool_attach(struct tmem_pool *pool);
+/* What carries a request: tmem_submit(), or its like while the channel is being started. */
+typedef int tmem_carry(struct tmem_channel *channel, struct tmem_call *call);
+/* Finds or makes it at the host, without pages of an earlier life. -ENOSPC: refused. */
+int tmem_pool_attach(struct tmem_pool *pool, tmem_carry *carry);
 
 /*
  * 0, or -EIO: the key now holds nothing that could be read. Sleeps as long as the host takes: it
