@@ -394,9 +394,14 @@ static int probe(struct virtio_device *vdev)
 		init_waitqueue_head(&device->queues[i].freed);
 	}
 	err = find_queues(device);
+	if (err && device->count > 1) {
+		/* a monitor that has fewer queues than its backend says */
+		device->count = 1;
+		err = find_queues(device);
+	}
 	if (err)
 		goto err_free;
-	for (i = 0; i < count; i++) {
+	for (i = 0; i < device->count; i++) {
 		err = make_slots(&device->queues[i]);
 		if (err)
 			goto err_slots;
@@ -406,7 +411,7 @@ static int probe(struct virtio_device *vdev)
 	err = tmem_channel_start(the_channel);
 	if (err)
 		goto err_stop;
-	dev_info(&vdev->dev, "%u queue%s%s\n", count, count > 1 ? "s" : "",
+	dev_info(&vdev->dev, "%u queue%s%s\n", device->count, device->count > 1 ? "s" : "",
 		 device->inline_done ? ", answered inline" : "");
 	return 0;
 
