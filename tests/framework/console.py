@@ -8,7 +8,7 @@ from typing import Final
 
 #: How the kernel begins its reports: warnings, oopses, lockdep, KASAN, hung tasks, and their traces.
 _COMPLAINT: Final = re.compile(
-    r"WARNING:|BUG:|Oops|Call Trace|general protection|kernel panic|INFO: task|INFO: possible|INFO: rcu"
+    r"WARNING:|BUG:|\bOops\b|Call Trace|general protection|kernel panic|INFO: task|INFO: possible|INFO: rcu"
     r"|possible .* deadlock|UBSAN|kmemleak: \d+ new|suspicious RCU",
     re.IGNORECASE,
 )

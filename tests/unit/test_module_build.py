@@ -86,6 +86,6 @@ def test_module_is_appended_to_the_initramfs(tmp_path: Path) -> None:
 
 def test_complaints_of_a_kernel() -> None:
     log = (
-        "Linux version 6.1\n[ 1.0] WARNING: CPU: 0 PID: 1 at mm/x.c:1\nSpectre V2 : WARNING: x\n[2.0] BUG: KASAN: bad\n"
+        "[1.0] WARNING: CPU: 0 PID: 1 at mm/x.c:1\nSpectre V2 : WARNING: x\n[2.0] BUG: KASAN: bad\nno loops_per_jiffy\n"
     )
     assert [line.split("] ")[1][:7] for line in complaints(log)] == ["WARNING", "BUG: KA"]

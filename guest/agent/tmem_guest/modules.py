@@ -70,11 +70,14 @@ def debugfs_path(request: Request) -> str:
 
 
 def debugfs_read(request: Request) -> dict[str, object]:
-    """{path} -> {text}; debugfs is mounted on the first call."""
+    """{path, write?} -> {text}; writes first, for files that answer; debugfs is mounted on the first call."""
     path = debugfs_path(request)
     if not os.path.ismount(DEBUGFS):
         procs.run(["/bin/busybox", "mount", "-t", "debugfs", "debugfs", DEBUGFS])
     try:
+        if request.has("write"):
+            with open(path, "w", encoding="ascii") as stream:
+                stream.write(request.text("write"))
         with open(path, encoding="ascii", errors="replace") as stream:
             return {"text": stream.read(LONGEST)}
     except FileNotFoundError:
