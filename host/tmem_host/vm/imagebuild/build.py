@@ -200,6 +200,15 @@ def kernel_image(kernel_tree: Path) -> tuple[str, Path]:
     return image.name.removeprefix("vmlinuz-"), image
 
 
+def keep(made: Path, done: Path) -> None:
+    """Gives a finished folder its name in the cache, unless another build of the same was faster."""
+    try:
+        made.rename(done)
+    except OSError:
+        if not done.is_dir():
+            raise
+
+
 def unpack_all(releases: apt.Releases, packages: list[apt.Package], store: Path, root: Path) -> None:
     for package in packages:
         apt.unpack(releases[package.release].fetch(package, store), root)

@@ -6,12 +6,15 @@ The smallest configuration that boots our guests: ``allnoconfig`` and the fragme
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -73,14 +76,24 @@ def built_kernel(name: str, origin: build.Sources, lock: Lock) -> Path:
         return done
     done.parent.mkdir(parents=True, exist_ok=True)
     print(f"tmem: building kernel {name}, which takes some minutes", file=sys.stderr)
-    with tempfile.TemporaryDirectory(prefix=".building-", dir=done.parent) as folder:
+    with _alone(done), tempfile.TemporaryDirectory(prefix=".building-", dir=done.parent) as folder:
+        if done.is_dir():
+            return done
         work = Path(folder)
         tree = unpack_source(work, lock.sources[FLAVOURS[name].source])
         _compile(tree, _fragment(name, origin), f"-tmem-{name.split('-')[1]}")
         made = work / "made"
         _collect(tree, made)
-        made.rename(done)
+        build.keep(made, done)
     return done
+
+
+@contextmanager
+def _alone(done: Path) -> Iterator[None]:
+    """Two builds of one kernel at a time would take twice as long, and one of them for nothing."""
+    with (done.parent / f"{done.name}.lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def unpack_source(work: Path, package: apt.Package, members: list[str] | None = None) -> Path:

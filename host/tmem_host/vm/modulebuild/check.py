@@ -13,7 +13,7 @@ from typing import Final
 from tmem_host.config import cache_dir
 from tmem_host.errors import Unavailable, VmFailed
 from tmem_host.vm import images
-from tmem_host.vm.imagebuild import kernel, lockfile
+from tmem_host.vm.imagebuild import build, kernel, lockfile
 from tmem_host.vm.modulebuild import module
 
 #: The series whose sources are pinned, because a kernel is built from them.
@@ -57,7 +57,7 @@ def _checkpatch_folder() -> Path:
         done.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=done.parent) as name:
             tree = kernel.unpack_source(Path(name), package, [f"scripts/{script}" for script in _SCRIPTS])
-            (tree / "scripts").rename(done)
+            build.keep(tree / "scripts", done)
     return done
 
 

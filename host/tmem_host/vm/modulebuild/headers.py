@@ -35,7 +35,7 @@ def kernel_build_folder(series: str, lock: Lock) -> Path:
             releases = apt.Releases(Path(name) / "apt")
             build.unpack_all(releases, list(lock.headers[series]), cache_dir() / "packages", made)
             _relocate(made, root)
-            made.rename(root)
+            build.keep(made, root)
     return _flavour(root)
 
 

@@ -15,7 +15,7 @@ from typing import Final
 from tmem_host.config import cache_dir
 from tmem_host.errors import NotFound, VmFailed
 from tmem_host.vm import images
-from tmem_host.vm.imagebuild import kernel
+from tmem_host.vm.imagebuild import build, kernel
 from tmem_host.vm.imagebuild.cpio import Archive
 from tmem_host.vm.modulebuild import kernels
 
@@ -77,8 +77,7 @@ def build_module(series: str) -> GuestModule:
         made.mkdir()
         strip = ["objcopy", "--strip-debug", str(work / "guest" / "module" / "tmem.ko"), str(made / "tmem.ko")]
         subprocess.run(strip, check=True)
-        shutil.rmtree(done, ignore_errors=True)
-        made.rename(done)
+        build.keep(made, done)
     return guest_module(series)
 
 
