@@ -110,6 +110,7 @@ class Plan:
 async def run(ctx: BenchContext) -> None:
     """Runs all fleets in rounds. Raises TmemError when nothing can be run at all."""
     plan = Plan.of(ctx)
+    ctx.loads_the_machine = True
     if (kvm := str(ctx.results.properties.host.get("kvm_device"))) != "usable":
         ctx.skip(f"micro-VMs need KVM, and /dev/kvm is {kvm}: see 'tmem doctor'", kind="kvm")
         return

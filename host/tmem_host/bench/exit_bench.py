@@ -63,11 +63,11 @@ class Plan:
         """Out of the context's options. Raises BenchError or InvalidInput."""
         vmexit = str(ctx.option("vmexit", ""))
         plan = cls(
-            rounds=ctx.option("rounds", 40, 12),
-            samples=ctx.option("samples", 300, 200),
+            rounds=ctx.option("rounds", 40, 20),
+            samples=ctx.option("samples", 300, 160),
             warmup=ctx.option("warmup", 30),
             turn_seconds=ctx.option("turn_seconds", 0.25, 0.1),
-            seconds=float(ctx.option("seconds", 900.0, 120.0)),
+            seconds=float(ctx.option("seconds", 900.0, 140.0)),
             precision=ctx.option("precision", 0.02),
             pages=ctx.option("pages", 2048),
             span=ctx.option("span", 4096),
