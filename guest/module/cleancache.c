@@ -26,13 +26,16 @@
 #include "tmem.h"
 
 #define FILE_SYSTEMS	8
-#define PUTS		64
 #define FLUSHES		2048
 #define FILTER_BITS	16
 
 static bool cleancache;
 module_param(cleancache, bool, 0444);
 MODULE_PARM_DESC(cleancache, "Keep clean file pages in the host (false)");
+
+static unsigned int cleancache_puts = 512;
+module_param(cleancache_puts, uint, 0444);
+MODULE_PARM_DESC(cleancache_puts, "Pages that can wait to be put; more are dropped (512)");
 
 enum kind { PUT, FLUSH_PAGE, FLUSH_OBJECT };
 
@@ -76,9 +79,7 @@ static void key_object(const struct cleancache_filekey *key, u64 object[3])
 
 static u32 hash_object(const u64 object[3])
 {
-	u64 folded = object[0] ^ hash_64(object[1], 64) ^ hash_64(object[2] + 1, 64);
-
-	return hash_64(folded, FILTER_BITS);
+	return hash_64(object[0] ^ hash_64(object[1], 64) ^ hash_64(object[2] + 1, 64), FILTER_BITS);
 }
 
 static u32 hash_page(const u64 object[3], u32 index)
@@ -519,18 +520,20 @@ static const struct cleancache_ops operations = {
 
 int tmem_cleancache_init(struct tmem_channel *channel)
 {
-	int i;
+	unsigned int i;
 
 	if (!cleancache)
 		return 0;
 	the_channel = channel;
-	entries = kvcalloc(PUTS + FLUSHES, sizeof(*entries), GFP_KERNEL);
+	if (!cleancache_puts || cleancache_puts > 1 << 20)
+		return -EINVAL;
+	entries = kvcalloc(cleancache_puts + FLUSHES, sizeof(*entries), GFP_KERNEL);
 	items = kcalloc(TMEM_BATCH_MAX, sizeof(*items), GFP_KERNEL);
 	if (!entries || !items)
 		goto err_exit;
-	for (i = 0; i < PUTS + FLUSHES; i++)
-		list_add_tail(&entries[i].link, i < PUTS ? &free_puts : &free_flushes);
-	for (i = 0; i < PUTS; i++) {
+	for (i = 0; i < cleancache_puts + FLUSHES; i++)
+		list_add_tail(&entries[i].link, i < cleancache_puts ? &free_puts : &free_flushes);
+	for (i = 0; i < cleancache_puts; i++) {
 		entries[i].page = alloc_page(GFP_KERNEL);
 		if (!entries[i].page)
 			goto err_exit;
@@ -546,9 +549,9 @@ err_exit:
 /* Only before registration. */
 void tmem_cleancache_exit(void)
 {
-	int i;
+	unsigned int i;
 
-	for (i = 0; entries && i < PUTS; i++)
+	for (i = 0; entries && i < cleancache_puts; i++)
 		if (entries[i].page)
 			__free_page(entries[i].page);
 	kvfree(entries);

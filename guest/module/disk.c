@@ -169,10 +169,10 @@ static void disk_slot_free(struct block_device *bdev, unsigned long offset)
 
 /* ---- open ------------------------------------------------------------------------------------ */
 
-/* No pool, no swap device: else each page that is swapped out would be a write error. */
+/* No pool or channel, no swap device: else each page that is swapped out would be a write error. */
 static int opened(struct tmem_disk *disk, bool exclusive)
 {
-	if (!READ_ONCE(disk->pool->attached))
+	if (!READ_ONCE(disk->pool->attached) || !tmem_channel_is_up(disk->pool->channel))
 		return -ENXIO;
 	if (exclusive)
 		WRITE_ONCE(disk->owner, current);

@@ -289,7 +289,7 @@ void tmem_local_exit(void);
 
 /*
  * A block device of pages whose first page, where mkswap writes, is kept here. It opens only while
- * its pool is attached.
+ * its pool can be reached.
  */
 #define TMEM_DISK_SYNCHRONOUS	BIT(0)
 #define TMEM_DISK_HEADER_ONLY	BIT(1)	/* all other pages are I/O errors */
