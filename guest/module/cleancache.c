@@ -79,7 +79,9 @@ static void key_object(const struct cleancache_filekey *key, u64 object[3])
 
 static u32 hash_object(const u64 object[3])
 {
-	return hash_64(object[0] ^ hash_64(object[1], 64) ^ hash_64(object[2] + 1, 64), FILTER_BITS);
+	u64 folded = object[0] ^ hash_64(object[1], 64) ^ hash_64(object[2] + 1, 64);
+
+	return hash_64(folded, FILTER_BITS);
 }
 
 static u32 hash_page(const u64 object[3], u32 index)
