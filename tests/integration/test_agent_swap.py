@@ -51,9 +51,17 @@ def check(report: HogReport) -> None:
     assert not any(report.counters.get(name) for name in ("refused_cap", "refused_room", "refused_frozen"))
 
 
-@pytest.mark.parametrize("codec", ["lz4", "zstd", "none"])
-@pytest.mark.parametrize("vcpus", [1, 2])
-@pytest.mark.parametrize("series", SERIES)
+#: The oldest kernel once: what differs between codecs is the host's.
+RUNS = [
+    (series, vcpus, codec)
+    for series in SERIES
+    for vcpus in (1, 2)
+    for codec in ("lz4", "zstd", "none")
+    if series != "5.10" or (vcpus, codec) == (1, "lz4")
+]
+
+
+@pytest.mark.parametrize(("series", "vcpus", "codec"), RUNS)
 async def test_two_and_a_half_times_the_memory(
     series: str, vcpus: int, codec: Codec, big_agent: AgentProcess, evidence: Path
 ) -> None:

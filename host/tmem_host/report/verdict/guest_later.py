@@ -17,8 +17,8 @@ DEARER = 2.0
 PAGE = 4096
 
 CPU_SHARE = Need("workload", "tmem_cpu_share", {}, "no bench runs real workloads yet")
-UNITS = Need("store", "compression_ratio", {"unit_bytes": PAGE}, "the store keeps pages of 4 KiB only so far")
-GET_PAGE = Need("store", "get_page", {"unit_bytes": PAGE}, "the store keeps pages of 4 KiB only so far")
+UNITS = Need("store", "compression_ratio", {"unit_bytes": PAGE}, "no bench compares pages of several sizes yet")
+GET_PAGE = Need("store", "get_page", {"unit_bytes": PAGE}, "no bench compares pages of several sizes yet")
 VIOLATIONS = Need("conformance", "violations", {}, "no bench plays old guests against new hosts yet")
 RUNNABLE = Need("swap", "runnable_share", {}, "no guest reports its runnable tasks yet")
 
