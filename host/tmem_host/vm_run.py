@@ -240,9 +240,10 @@ class HogRun:
                 self._moved.clear()
                 await self._moved.wait()
             await asyncio.to_thread(self._agent.kill)
+            # Counted when it is dead: on a busy host the hogs may be over before it is up again.
+            self.killed += 1
             # To its end even when the hogs are over meanwhile: what comes after needs the agent.
             await asyncio.shield(asyncio.to_thread(self._agent.start))
-            self.killed += 1
             self._say(f"agent killed and started again, {self.killed} times", self.fraction)
 
     async def _sample(self) -> None:
