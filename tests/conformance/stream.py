@@ -6,13 +6,12 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from conformance.local import CoreSpeaker
+from conformance.served import ServedSpeaker
 from conformance.speaker import Ability, Speaker
 from tmem_host.channel.frames import FrameReader, Kind, encode
 from tmem_host.core import Store, StreamServer
 
 _PATIENCE = 20.0
-_LIMIT = 256 << 20
 
 
 class FakeGuest:
@@ -49,40 +48,20 @@ class FakeGuest:
         self._stream.close()
 
 
-class StreamSpeaker(Speaker):
+class StreamSpeaker(ServedSpeaker):
     """A VM of `store` behind the core's stream server."""
 
     can = Ability.FREEZE | Ability.CAP | Ability.AUTHORISE | Ability.PEER | Ability.CHANNEL
 
     def __init__(self, store: Store, vm: str, folder: Path) -> None:
-        self._inner = CoreSpeaker(store, vm)
-        self._store, self._vm, self._folder = store, vm, folder
-        self._made: list[StreamSpeaker] = []
-        self._peer: StreamSpeaker | None = None
-        self.features = self._inner.features
-        path = folder / f"{vm}-{len(list(folder.iterdir()))}"
+        super().__init__(store, vm, folder)
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.settimeout(_PATIENCE)
-        self._listener.bind(str(path))
+        self._listener.bind(str(self._path))
         self._listener.listen()
         self._control, theirs = socket.socketpair()
-        self.server = StreamServer(store, vm, str(path), theirs.detach())
+        self.server = StreamServer(store, vm, str(self._path), theirs.detach())
         self.guest = FakeGuest(self._listener)
-
-    @classmethod
-    def over(cls, arena: Path, folder: Path) -> StreamSpeaker:
-        """Over a new arena with two VMs, with sockets in `folder`."""
-        store = Store(str(arena), limit_bytes=_LIMIT)
-        for vm in ("one", "other"):
-            store.vm_create(vm)
-        speaker = cls(store, "one", folder)
-        speaker._peer = cls(store, "other", folder)
-        speaker._made.append(speaker._peer)
-        return speaker
-
-    @property
-    def store(self) -> Store:
-        return self._store
 
     def request(self, message: bytes, room: int | None = None) -> bytes:
         return self.guest.ask(message)
@@ -91,28 +70,10 @@ class StreamSpeaker(Speaker):
         self.guest.close()
         self.guest = FakeGuest(self._listener)
 
-    def freeze(self, frozen: bool) -> None:
-        self._inner.freeze(frozen)
-
-    def set_cap(self, cap: int | None) -> None:
-        self._inner.set_cap(cap)
-
-    def authorise(self, uuid: bytes, allowed: bool) -> None:
-        self._inner.authorise(uuid, allowed)
-
-    def peer(self) -> Speaker:
-        assert self._peer is not None
-        return self._peer
-
     def channel(self) -> Speaker:
-        other = StreamSpeaker(self._store, self._vm, self._folder)
-        self._made.append(other)
-        return other
+        return self.keep(StreamSpeaker(self._store, self._vm, self._folder))
 
-    def close(self) -> None:
-        """Ends this one and all that were made of it."""
-        for other in self._made:
-            other.close()
+    def end(self) -> None:
         self.server.stop()
         self.guest.close()
         self._listener.close()
