@@ -73,7 +73,7 @@ class DirectVm(Vm):
         """Where QEMU listens for who serves the pages port. Raises Conflict before the start or without such a port."""
         if self._runtime is None or not self.spec.pages_port:
             raise Conflict(f"{self.spec.name} has no pages port now", "set pages_port and start it")
-        return qemu.Runtime(self._runtime, self.console_log).pages
+        return qemu.pages_socket(self.spec, qemu.Runtime(self._runtime, self.console_log))
 
     @property
     def accelerator(self) -> Accelerator:

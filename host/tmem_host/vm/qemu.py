@@ -70,6 +70,11 @@ def boot_arguments(spec: VmSpec, append: str) -> list[str]:
     ]
 
 
+def pages_socket(spec: VmSpec, run: Runtime) -> Path:
+    """Where QEMU listens for whoever serves the pages port."""
+    return spec.pages_port if isinstance(spec.pages_port, Path) else run.pages
+
+
 def argv(spec: VmSpec, run: Runtime, version: Version, accel: str) -> list[str]:
     """The whole command line. Raises InvalidInput for a spec that cannot be."""
     check(spec)
@@ -86,7 +91,7 @@ def argv(spec: VmSpec, run: Runtime, version: Version, accel: str) -> list[str]:
     ]
     if spec.pages_port:
         arguments += [
-            *("-chardev", f"socket,id=pages,path={comma(run.pages)},server=on,wait=off"),
+            *("-chardev", f"socket,id=pages,path={comma(pages_socket(spec, run))},server=on,wait=off"),
             *("-device", f"virtserialport,chardev=pages,name={PAGES_PORT}"),
         ]
     if spec.kernel.rootdisk is not None:

@@ -108,6 +108,7 @@ class VmSpec:
     workdir: Path | None = None
     qemu_path: str = STOCK_QEMU
     append: str = ""
-    pages_port: bool = False
-    """A second virtio-serial port, for pages: QEMU listens at the driver's ``pages_socket``."""
+    pages_port: bool | Path = False
+    """A second virtio-serial port, for pages: QEMU listens at the driver's ``pages_socket``, which is this path if one
+    is given, and else in a folder of the driver's own."""
     extra_args: tuple[str, ...] = field(default=())
