@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable
 
-from . import blockio, hog, lend, modules, pages, protocol, stats, swap
+from . import blockio, files, hog, lend, modules, pages, protocol, stats, swap
 from .protocol import FAILED, INVALID, OpError, Refusal, Request
 
 Operation = Callable[[Request], dict[str, object]]
@@ -24,6 +24,7 @@ LONG: dict[str, Operation] = {
     "swap_off": swap.swap_off,
     "zram_setup": swap.zram_setup,
     "io": blockio.io,
+    "files_read": files.files_read,
     "lend": lend.lend,
     "lend_stop": lend.lend_stop,
     "module_load": modules.module_load,

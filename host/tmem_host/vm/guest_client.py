@@ -338,6 +338,10 @@ class GuestClient:
             "io", timeout=timeout, serial=serial, action=action, offset=offset, bytes=size, block=block, seed=seed
         )
 
+    async def files_read(self, path: str = "/", *, timeout: float = 120.0) -> Json:
+        """Reads all files of one filesystem. Answer: files, bytes, crc, sectors (read from the disk for it), seconds."""
+        return await self.request("files_read", timeout=timeout, path=path)
+
     async def module_load(self, name: str = "tmem", *, timeout: float = 60.0, **parameters: str | int | bool) -> Json:
         """Loads a module that came with the initramfs (tmem_host.vm.modulebuild.module.with_module)."""
         words = {key: int(value) if isinstance(value, bool) else value for key, value in parameters.items()}
