@@ -1,80 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent does, with no word of HTTP: VMs, quotas, the store's figures, channels.
-
-A VM here is a VM of the store and its channels: vhost-user-blk with one dense persistent pool (its swap device), and
-vhost-user-tmem, whose pools the guest makes.  The state folder says which VMs should exist, the arena which pages they
-have.  The order of every change follows from that:
-
-* create: store and pool first, then ``state.json``, then the channels, then the answer.  A crash in between leaves a
-  VM in the arena that nobody was told of; it has no page, and the next start forgets it.
-* remove: ``removing`` in ``state.json`` first, then the channels, the store's VM, the entry.  A crash in between is
-  gone on with at the next start.
-
-Calls may come from several threads.  Changes are made one at a time; reading waits for none.
-"""
+"""VMs: made, changed, frozen, removed, and the channels that serve them."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import threading
-import time
-from collections.abc import Iterator
 from typing import Any
 
-from tmem_host import __version__
-from tmem_host import state as states
-from tmem_host.config import PAGE_SIZE, AgentConfig, check_socket_path, default_arena, format_size
+from tmem_host.config import PAGE_SIZE, AgentConfig, check_socket_path, format_size
 from tmem_host.core import Store, core_errors, worst_case_bytes
-from tmem_host.errors import Conflict, NotFound, TmemError
-from tmem_host.models import ChannelInfo, ChannelKind, Health, PoolInfo, StoreInfo, VmCreate, VmInfo, VmList, VmUpdate
-from tmem_host.reconcile import make_device_pool, promised, reconcile, set_quota
+from tmem_host.errors import Conflict, NotFound
+from tmem_host.models import ChannelInfo, ChannelKind, PoolInfo, VmCreate, VmInfo, VmList, VmUpdate
+from tmem_host.reconcile import make_device_pool, promised, set_quota
+from tmem_host.service.ground import Ground
 from tmem_host.state import State, VmEntry
 from tmem_host.vm_channels import VmChannels
 
 log = logging.getLogger(__name__)
 
 
-class Service:
-    """The VMs of one state folder, on one open store.  Made by :meth:`open`, ended by :meth:`close`."""
+class Vms(Ground):
+    """The VMs of one state folder."""
 
     def __init__(self, config: AgentConfig, store: Store, state: State) -> None:
-        self.config = config
-        self._store = store
-        self._state = state
+        super().__init__(config, store, state)
         self._channels: dict[str, VmChannels] = {}
-        #: Guards every change of the three above; readers take a reference and look.
-        self._changing = threading.RLock()
-        self._closed = False
-        self._started = time.monotonic()
-        self.recovery: dict[str, Any] = store.recovery()
-
-    @classmethod
-    def open(cls, config: AgentConfig) -> Service:
-        """Opens the store, which finds its pages again, and makes VMs and arena agree.  No channel listens yet.
-
-        The state folder is this process's (:func:`tmem_host.state.locked`).  Raises :class:`TmemError`; whatever it
-        raises, neither state nor arena was written over.
-        """
-        state = states.load(config.state_file)
-        arena = states.choose_arena(config, state)
-        states.check_arena_present(arena, state, accept_loss=config.accept_loss)
-        states.check_arena_place(arena, own_folder=arena == default_arena(config.state))
-        states.private_folder(config.sockets)
-        limit = states.choose_limit(arena, config.limit)
-        with core_errors(f"the arena {arena} cannot be opened"):
-            store = Store(str(arena), limit_bytes=limit, accept_loss=config.accept_loss)
-        try:
-            fresh = bool(store.recovery()["fresh"])
-            states.check_arena_present(arena, state, fresh=fresh, accept_loss=config.accept_loss)
-            state = state.model_copy(update={"arena": arena})
-            state = reconcile(store, state, accept_loss=config.accept_loss)
-            states.save(config.state_file, state)
-        except BaseException:
-            store.close()
-            raise
-        return cls(config, store, state)
 
     def start_channels(self) -> None:
         """Listens on every VM's sockets, so that guests go on."""
@@ -83,35 +33,7 @@ class Service:
                 if entry.name not in self._channels:
                     self._listen(entry)
 
-    def close(self) -> None:
-        """Ends channels and store in good order.  Pages stay in the arena, VMs in the state."""
-        with self._changing:
-            if self._closed:
-                return
-            self._closed = True
-            for channels in self._channels.values():
-                with self._logged("at the end"):
-                    channels.stop()
-            self._channels = {}
-            pages = {vm["name"]: int(vm["pages"]) for vm in self._store.vms()}
-            state = self._state
-            for entry in state.vms.values():
-                state = state.with_vm(entry.model_copy(update={"pages_at_stop": pages.get(entry.name, 0)}))
-            with self._logged("the state was not written"):
-                states.save(self.config.state_file, state)
-            with self._logged("the store did not close in good order"), core_errors(""):
-                self._store.close()
-
     # -- reading ------------------------------------------------------------------------------------------------
-
-    def health(self) -> Health:
-        uptime = time.monotonic() - self._started
-        return Health(version=__version__, pid=os.getpid(), uptime_seconds=uptime, vms=len(self._state.vms))
-
-    def store_info(self) -> StoreInfo:
-        stats = self._store.stats()
-        fields = {name: stats[name] for name in StoreInfo.model_fields if name in stats}
-        return StoreInfo.model_validate({**fields, "arena": str(self._state.arena), "recovery": self.recovery})
 
     def list_vms(self) -> VmList:
         vms, pools = self._figures()
@@ -204,26 +126,12 @@ class Service:
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise Conflict("the agent is stopping", "ask the next one")
-
-    def _entry(self, name: str) -> VmEntry:
-        entry = self._state.vms.get(name)
-        if entry is None:
-            raise NotFound(f"there is no VM {name}", "see 'tmem vm list'")
-        return entry
-
     def _check_sockets(self, entry: VmEntry) -> None:
         """A VM named ``web.tmem`` and the channel tmem of ``web`` would share a socket."""
         wanted = {self.config.vm_socket(entry.name, kind) for kind in entry.channels}
         for other in self._state.vms.values():
             if wanted & {self.config.vm_socket(other.name, kind) for kind in other.channels}:
                 raise Conflict(f"VM {other.name} has that socket", "choose another name")
-
-    def _save(self, state: State) -> None:
-        states.save(self.config.state_file, state)
-        self._state = state
 
     def _unsave(self, name: str) -> None:
         with self._logged(f"the state still names {name}"):
@@ -264,13 +172,6 @@ class Service:
                 log.info("VM %s %s", name, "frozen" if frozen else "thawed")
             return self.get_vm(name)
 
-    def _figures(self) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
-        """The store's VMs by name, and its pools by VM."""
-        pools: dict[str, list[dict[str, Any]]] = {}
-        for pool in self._store.pools():
-            pools.setdefault(pool["vm"], []).append(pool)
-        return {vm["name"]: vm for vm in self._store.vms()}, pools
-
     def _info(self, entry: VmEntry, vm: dict[str, Any], pools: dict[str, list[dict[str, Any]]]) -> VmInfo:
         channels = self._channels_of(entry).summaries(entry)
         return VmInfo(
@@ -285,11 +186,3 @@ class Service:
             counters=vm["counters"],
             pools=[PoolInfo.model_validate(pool) for pool in pools.get(entry.name, [])],
         )
-
-    @contextlib.contextmanager
-    def _logged(self, what: str) -> Iterator[None]:
-        """For steps after which others must still come: an error is logged, not raised."""
-        try:
-            yield
-        except TmemError as error:
-            log.error("%s: %s", what, error)
