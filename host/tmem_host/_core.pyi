@@ -52,7 +52,12 @@ class Store:
         ``page_size``: a power of two from 4096 to 2 MiB.  ``packed``: pages may come compressed by ``codec``.
         """
 
-    def pool_destroy(self, pool: int) -> None: ...
+    def pool_destroy(self, pool: int, *, vm: str | None = None) -> None:
+        """``vm``: who leaves a shared pool, which goes with its last member; the first unless one is named."""
+
+    def pool_flush(self, pool: int) -> int:
+        """Removes all pages of a pool, which stays: how many."""
+
     def pool_set_codec(self, pool: int, codec: str) -> None: ...
     def pools(self) -> list[dict[str, Any]]: ...
     def put(self, pool: int, obj: bytes, index: int, page: bytes) -> PutAnswer: ...
@@ -98,6 +103,10 @@ class Engine:
     @property
     def features(self) -> int: ...
     def channel(self) -> Engine: ...
+    def lose(self, every: int) -> None:
+        """Fault injection: on all channels of the VM each ``every``-th get or read is answered as lost, though the
+        page stays; 0: none."""
+
     def reset(self) -> None:
         """As if HELLO had not been said."""
 
@@ -105,7 +114,8 @@ class Engine:
         """The reply to a request. ``room``: bytes of data it may have, as many as any request fetches by default."""
 
     def stats(self) -> dict[str, int]:
-        """Requests by operation, answers by status, pages that were copied and that were not."""
+        """Requests by operation, answers by status, pages that were copied and that were not; ``injected``: pages that
+        :meth:`lose` took."""
 
 class TmemServer:
     """Serves a VM's requests (``guest/abi/tmem_abi.h``) as a vhost-user device of virtio id 63 on a Unix socket.
@@ -123,15 +133,15 @@ class TmemServer:
 class StreamServer:
     """The host's end of a VM's virtio-serial port: connects to ``socket``, where the monitor listens, and serves.
 
-    ``control``: a connected stream socket's descriptor, given away: control frames come out of its other end as lines,
-    and lines written there go to the guest as control frames.
+    It is a channel of ``engine``'s VM of its own: see :meth:`Engine.channel`.  ``control``: a connected stream socket's
+    descriptor, given away: control frames come out of its other end as lines, and lines written there go to the guest as
+    control frames.  64 KiB of them a second come through in the long run, and no more than 64.
     """
 
-    def __init__(
-        self, store: Store, vm: str, socket: str, control: int, *, features: int = ..., codec: str = "lz4"
-    ) -> None: ...
+    def __init__(self, engine: Engine, socket: str, control: int) -> None: ...
     def stats(self) -> dict[str, Any]:
-        """``state`` (waiting, connected, in-step), counters, and ``operations`` as of :meth:`Engine.stats`."""
+        """``state`` (waiting, connected, in-step); ``requests``, ``refused``, ``malformed`` as of
+        :meth:`TmemServer.stats`; ``received``, ``sent`` (bytes); ``control``, ``control_dropped`` (frames)."""
 
     def stop(self) -> None: ...
 

@@ -54,6 +54,7 @@ struct OpCounters {
     requests: Counter,
     bytes: Counter,
     latency: [Counter; LATENCY_BUCKETS],
+    latency_ns: Counter,
 }
 
 /// Live counters of one queue, on cache lines of their own.
@@ -79,6 +80,7 @@ impl QueueCounters {
             requests: Counter::default(),
             bytes: Counter::default(),
             latency: std::array::from_fn(|_| Counter::default()),
+            latency_ns: Counter::default(),
         };
         QueueCounters {
             state: AtomicU8::new(0),
@@ -115,6 +117,7 @@ impl QueueCounters {
         op.bytes.add(work.bytes);
         let bucket = (63 - (ns | 1).leading_zeros() as usize).min(LATENCY_BUCKETS - 1);
         op.latency[bucket].add(1);
+        op.latency_ns.add(ns);
     }
 
     pub(crate) fn set_state(&self, state: QueueState) {
@@ -139,6 +142,7 @@ impl QueueCounters {
             requests: self.ops.iter().map(|op| op.requests.get()).collect(),
             bytes: self.ops.iter().map(|op| op.bytes.get()).collect(),
             latency: self.ops.iter().map(|op| op.latency.each_ref().map(Counter::get)).collect(),
+            latency_ns: self.ops.iter().map(|op| op.latency_ns.get()).collect(),
             malformed: self.malformed.iter().map(Counter::get).collect(),
             refused: self.refused.iter().map(Counter::get).collect(),
             direct_pages: self.direct_pages.get(),
@@ -208,6 +212,8 @@ pub struct QueueStats {
     pub bytes: Vec<u64>,
     /// Service time, by operation: see [`LATENCY_BUCKETS`].
     pub latency: Vec<[u64; LATENCY_BUCKETS]>,
+    /// Sum of the service times, in ns, by operation.
+    pub latency_ns: Vec<u64>,
     /// Malformed chains, by reason.
     pub malformed: Vec<u64>,
     /// Pages, or for a block device requests, that the store did not serve, by reason.
@@ -256,6 +262,11 @@ impl ChannelStats {
     /// Bytes asked for by one operation over all queues.
     pub fn bytes(&self, op: impl Into<usize>) -> u64 {
         self.sum(op.into(), |queue| &queue.bytes)
+    }
+
+    /// Sum of the service times of one operation over all queues, in ns.
+    pub fn latency_ns(&self, op: impl Into<usize>) -> u64 {
+        self.sum(op.into(), |queue| &queue.latency_ns)
     }
 
     /// Chains refused for one reason over all queues.

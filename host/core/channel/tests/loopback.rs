@@ -39,6 +39,7 @@ fn pages_written_are_read_back_and_pages_never_written_are_zero() {
         assert_eq!(stats.requests(Op::In), 301);
         assert_eq!(stats.queues.iter().map(|q| q.bounced_pages).sum::<u64>(), 0);
         assert_eq!(stats.queues[0].latency[Op::Out as usize].iter().sum::<u64>(), 150);
+        assert!(stats.latency_ns(Op::Out) > 0);
         server.stop().unwrap();
         assert!(!socket.exists());
     }

@@ -176,12 +176,21 @@ impl PyStore {
         store.pool_create(vm.id, spec).map_err(from_store)
     }
 
-    /// A shared pool loses its first member, and goes with its last.
-    fn pool_destroy(&self, py: Python<'_>, pool: PoolId) -> PyResult<()> {
+    /// A shared pool loses a member, the first unless one is named, and goes with its last.
+    #[pyo3(signature = (pool, *, vm = None))]
+    fn pool_destroy(&self, py: Python<'_>, pool: PoolId, vm: Option<&str>) -> PyResult<()> {
         let store = self.open()?;
-        let vm = store.pool(pool).map_err(from_store)?.members.lock().first().copied();
+        let vm = match vm {
+            Some(name) => Some(store.vm(name).map_err(from_store)?.id),
+            None => store.pool(pool).map_err(from_store)?.members.lock().first().copied(),
+        };
         let vm = vm.ok_or_else(|| core_error("not-found", format!("pool {pool} has no VM")))?;
         py.detach(|| store.pool_destroy(vm, pool)).map_err(from_store)
+    }
+
+    fn pool_flush(&self, py: Python<'_>, pool: PoolId) -> PyResult<u64> {
+        let store = self.open()?;
+        py.detach(|| store.pool_flush(pool)).map_err(from_store)
     }
 
     fn pool_set_codec(&self, pool: PoolId, codec: &str) -> PyResult<()> {
@@ -361,5 +370,6 @@ fn histogram_dict<'py>(py: Python<'py>, h: &Histogram) -> PyResult<Bound<'py, Py
     let d = PyDict::new(py);
     d.set_item("bucket_ns", (0..BUCKETS).map(|i| 1u64 << i).collect::<Vec<_>>())?;
     d.set_item("count", h.snapshot().to_vec())?;
+    d.set_item("sum_ns", h.sum())?;
     Ok(d)
 }

@@ -2,12 +2,14 @@
 //! The store's pools: made, joined, destroyed.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::codec::Codec;
 use crate::error::{Result, StoreError};
 use crate::ops::Handle;
 use crate::pool::{Pool, PoolId, PoolSpec, VmId};
 use crate::quota::{Account, NO_CAP};
+use crate::stats::bump;
 use crate::store::{Inner, Store};
 use crate::tables::{self, AUTHORISED_MAX, MEMBERS_MAX, PoolRecord};
 
@@ -131,6 +133,18 @@ impl Store {
         pool.set_codec(codec);
         self.inner.save_pool(&pool);
         Ok(())
+    }
+
+    /// Removes all pages of a pool, which stays; how many there were. Pages that are put meanwhile may stay.
+    ///
+    /// # Errors
+    /// No such pool.
+    pub fn pool_flush(&self, id: PoolId) -> Result<u64> {
+        let pool = self.pool(id)?;
+        bump(&pool.counters.flushes);
+        let n = self.inner.drain(&pool, None, false);
+        pool.counters.flushed.fetch_add(n, Ordering::Relaxed);
+        Ok(n)
     }
 
     /// Destroys a pool with its pages; from a shared pool the VM leaves, and the last takes it along.

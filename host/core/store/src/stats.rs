@@ -8,12 +8,15 @@ use std::time::Instant;
 /// Buckets of a histogram: bucket `i` counts latencies of `[2^i, 2^(i+1))` ns, the first also 0.
 pub const BUCKETS: usize = 40;
 
-/// A log2 histogram of latencies in nanoseconds.
-pub struct Histogram([AtomicU64; BUCKETS]);
+/// A log2 histogram of latencies in nanoseconds, and their sum.
+pub struct Histogram {
+    counts: [AtomicU64; BUCKETS],
+    sum: AtomicU64,
+}
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self(std::array::from_fn(|_| AtomicU64::new(0)))
+        Self { counts: std::array::from_fn(|_| AtomicU64::new(0)), sum: AtomicU64::new(0) }
     }
 }
 
@@ -22,17 +25,23 @@ impl Histogram {
     #[inline]
     pub fn record(&self, ns: u64) {
         let bucket = (63 - (ns | 1).leading_zeros() as usize).min(BUCKETS - 1);
-        self.0[bucket].fetch_add(1, Ordering::Relaxed);
+        self.counts[bucket].fetch_add(1, Ordering::Relaxed);
+        self.sum.fetch_add(ns, Ordering::Relaxed);
     }
 
     /// The counts, by bucket.
     pub fn snapshot(&self) -> [u64; BUCKETS] {
-        std::array::from_fn(|i| self.0[i].load(Ordering::Relaxed))
+        std::array::from_fn(|i| self.counts[i].load(Ordering::Relaxed))
+    }
+
+    /// The sum of all latencies, in nanoseconds.
+    pub fn sum(&self) -> u64 {
+        self.sum.load(Ordering::Relaxed)
     }
 
     /// How many latencies were counted.
     pub fn count(&self) -> u64 {
-        self.0.iter().map(|b| b.load(Ordering::Relaxed)).sum()
+        self.counts.iter().map(|b| b.load(Ordering::Relaxed)).sum()
     }
 }
 
@@ -163,9 +172,11 @@ mod tests {
     #[test]
     fn buckets() {
         let h = Histogram::default();
-        for ns in [0, 1, 2, 3, 1023, 1024, u64::MAX] {
+        for ns in [0, 1, 2, 3, 1023, 1024] {
             h.record(ns);
         }
+        assert_eq!(h.sum(), 2053);
+        h.record(u64::MAX);
         let s = h.snapshot();
         assert_eq!((s[0], s[1], s[9], s[10], s[BUCKETS - 1]), (2, 2, 1, 1, 1));
         assert_eq!(h.count(), 7);

@@ -59,6 +59,28 @@ const SWAP: PoolSpec = PoolSpec::dense(100_000);
 const CACHE: PoolSpec = PoolSpec::sparse(false);
 
 #[test]
+fn a_pool_that_is_flushed_stays_and_gives_its_memory_back() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let store = open(dir.path(), 16 << 20);
+    for spec in [SWAP, CACHE, PoolSpec::sparse(true)] {
+        let name = format!("{:?}{}", spec.pages, spec.persistent);
+        let (one, other) =
+            (vm_with(&store, &name, 0, 100, spec), vm_with(&store, &format!("o{name}"), 0, 1, spec));
+        for i in 0..100 {
+            assert_eq!(put(&one, 0, i, &noise(1, PAGE_SIZE)), Put::Stored);
+            assert_eq!(put(&other, 0, i, &noise(2, PAGE_SIZE)), Put::Stored);
+        }
+        assert_eq!(store.pool_flush(one.pool().id).unwrap(), 100);
+        assert_eq!(store.pool_flush(one.pool().id).unwrap(), 0);
+        assert_eq!((one.vm().account.held(), one.vm().account.freeable()), (0, 0));
+        assert!((0..100).all(|i| get(&one, 0, i).0 == Get::Miss && get(&other, 0, i).0 == Get::Hit));
+        assert_eq!(put(&one, 0, 7, &noise(3, PAGE_SIZE)), Put::Stored);
+        assert_eq!(get(&one, 0, 7), (Get::Hit, noise(3, PAGE_SIZE)));
+    }
+    assert!(store.pool_flush(99).is_err());
+}
+
+#[test]
 fn a_reservation_is_kept_when_all_else_is_full() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let store = open(dir.path(), 16 << 20);
