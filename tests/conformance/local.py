@@ -17,7 +17,7 @@ _ALL = Ability.ROOM | Ability.FREEZE | Ability.CAP | Ability.AUTHORISE | Ability
 class CoreSpeaker(Speaker):
     """The engine over a store of its own."""
 
-    can = _ALL
+    can = _ALL | Ability.LOSE
 
     def __init__(self, store: Store, vm: str, engine: Engine | None = None) -> None:
         self._store = store
@@ -57,6 +57,9 @@ class CoreSpeaker(Speaker):
 
     def authorise(self, uuid: bytes, allowed: bool) -> None:
         self._store.shared_authorise(self._vm, uuid, allowed)
+
+    def lose(self, lost: bool) -> None:
+        self._engine.lose(int(lost))
 
     def peer(self) -> Speaker:
         assert self._peer is not None

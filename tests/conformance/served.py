@@ -48,6 +48,9 @@ class ServedSpeaker(Speaker):
     def authorise(self, uuid: bytes, allowed: bool) -> None:
         self._inner.authorise(uuid, allowed)
 
+    def lose(self, lost: bool) -> None:
+        self._inner.lose(lost)
+
     def peer(self) -> Speaker:
         assert self._peer is not None
         return self._peer

@@ -9,7 +9,7 @@ from pathlib import Path
 from conformance.served import ServedSpeaker
 from conformance.speaker import Ability, Speaker
 from tmem_host.channel.frames import FrameReader, Kind, encode
-from tmem_host.core import Store, StreamServer
+from tmem_host.core import Engine, Store, StreamServer
 
 _PATIENCE = 20.0
 
@@ -51,16 +51,18 @@ class FakeGuest:
 class StreamSpeaker(ServedSpeaker):
     """A VM of `store` behind the core's stream server."""
 
-    can = Ability.FREEZE | Ability.CAP | Ability.AUTHORISE | Ability.PEER | Ability.CHANNEL
+    can = Ability.FREEZE | Ability.CAP | Ability.AUTHORISE | Ability.PEER | Ability.CHANNEL | Ability.LOSE
 
-    def __init__(self, store: Store, vm: str, folder: Path) -> None:
-        super().__init__(store, vm, folder)
+    def __init__(self, store: Store, vm: str, folder: Path, engine: Engine | None = None) -> None:
+        # One engine for all channels of a VM: its pools are the VM's.
+        self._engine = engine or Engine(store, vm)
+        super().__init__(store, vm, folder, self._engine)
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.settimeout(_PATIENCE)
         self._listener.bind(str(self._path))
         self._listener.listen()
         self._control, theirs = socket.socketpair()
-        self.server = StreamServer(store, vm, str(self._path), theirs.detach())
+        self.server = StreamServer(self._engine, str(self._path), theirs.detach())
         self.guest = FakeGuest(self._listener)
 
     def request(self, message: bytes, room: int | None = None) -> bytes:
@@ -71,7 +73,7 @@ class StreamSpeaker(ServedSpeaker):
         self.guest = FakeGuest(self._listener)
 
     def channel(self) -> Speaker:
-        return self.keep(StreamSpeaker(self._store, self._vm, self._folder))
+        return self.keep(StreamSpeaker(self._store, self._vm, self._folder, self._engine))
 
     def end(self) -> None:
         self.server.stop()

@@ -13,7 +13,9 @@ from tmem_host.core import Engine, Store, TmemClient, TmemServer
 class VirtqueueSpeaker(ServedSpeaker):
     """A VM of `store` behind vhost-user-tmem."""
 
-    can = Ability.ROOM | Ability.FREEZE | Ability.CAP | Ability.AUTHORISE | Ability.PEER | Ability.CHANNEL
+    can = (
+        Ability.ROOM | Ability.FREEZE | Ability.CAP | Ability.AUTHORISE | Ability.PEER | Ability.CHANNEL | Ability.LOSE
+    )
 
     def __init__(self, store: Store, vm: str, folder: Path, engine: Engine | None = None) -> None:
         # One engine for all channels of a VM: its pools are the VM's.

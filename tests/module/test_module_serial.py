@@ -15,7 +15,7 @@ from framework.console import complaints
 from framework.vm import MEMORY_MIB, running_vm
 from tmem_host.channel.serial import SerialPort
 from tmem_host.config import MIB
-from tmem_host.core import Store
+from tmem_host.core import Engine, Store
 from tmem_host.vm.direct import DirectVm
 from tmem_host.vm.images import guest_image
 from tmem_host.vm.modulebuild.module import guest_module, with_module
@@ -31,7 +31,7 @@ HOG_MIB = 104
 @asynccontextmanager
 async def served(
     series: str, folder: Path, arena: Path, request: pytest.FixtureRequest, vcpus: int = 1
-) -> AsyncIterator[tuple[DirectVm, Store, SerialPort]]:
+) -> AsyncIterator[tuple[DirectVm, Engine, SerialPort]]:
     """A guest with its port served out of a store of its own."""
     image = with_module(guest_image(series), guest_module(series))
     spec = VmSpec("serial", image, MEMORY_MIB, vcpus, workdir=folder / "vm", pages_port=True)
@@ -39,10 +39,11 @@ async def served(
     try:
         store.vm_create("guest")
         async with running_vm(spec, request) as vm:
-            port = SerialPort(store, "guest", vm.pages_socket, lambda _message: None)
+            engine = Engine(store, "guest")
+            port = SerialPort(engine, "guest", vm.pages_socket, lambda _message: None)
             await port.open()
             try:
-                yield vm, store, port
+                yield vm, engine, port
             finally:
                 await port.close()
         assert complaints(vm.console_log.read_text(errors="replace")) == []
@@ -57,14 +58,14 @@ async def swap_on(vm: DirectVm) -> None:
 
 
 def counted(stats: dict[str, Any], name: str) -> int:
-    return int(stats["operations"][name])
+    return int(stats["requests"][name])
 
 
 @pytest.mark.parametrize(("series", "vcpus"), [("5.10", 1), ("6.1", 2), ("6.12", 1)])
 async def test_a_guest_swaps_over_its_port(
     series: str, vcpus: int, tmp_path: Path, arena: Path, request: pytest.FixtureRequest
 ) -> None:
-    async with served(series, tmp_path, arena, request, vcpus) as (vm, _store, port):
+    async with served(series, tmp_path, arena, request, vcpus) as (vm, _engine, port):
         await swap_on(vm)
         hogs = [vm.agent.hog(HOG_MIB // vcpus, seed=1 + i) for i in range(vcpus)]
         results = await asyncio.gather(*hogs)
@@ -72,13 +73,13 @@ async def test_a_guest_swaps_over_its_port(
         stats = port.stats()
         assert counted(stats, "put") > 3000
         assert counted(stats, "get") > 3000
-        assert stats["bad_frames"] == 0
+        assert stats["malformed"] == {}
         await vm.agent.swap_off(device="tmem0", discard_after=False)
         assert (await vm.agent.lend_stop())["error"] == ""
 
 
 async def test_a_host_that_goes_away_is_waited_for(tmp_path: Path, arena: Path, request: pytest.FixtureRequest) -> None:
-    async with served("6.1", tmp_path, arena, request) as (vm, store, port):
+    async with served("6.1", tmp_path, arena, request) as (vm, engine, port):
         await swap_on(vm)
         hog = asyncio.create_task(vm.agent.hog(HOG_MIB))
         try:
@@ -86,7 +87,7 @@ async def test_a_host_that_goes_away_is_waited_for(tmp_path: Path, arena: Path, 
                 assert not hog.done()
                 await asyncio.sleep(0.01)
             await port.close()
-            again = SerialPort(store, "guest", vm.pages_socket, lambda _message: None)
+            again = SerialPort(engine, "guest", vm.pages_socket, lambda _message: None)
             await again.open()
             try:
                 assert (await hog).bad == 0

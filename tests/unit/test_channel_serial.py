@@ -16,8 +16,8 @@ from conformance import CASES, Case
 from conformance.stream import FakeGuest, StreamSpeaker
 from tmem_host.channel.frames import CONTROL_MAX, Kind
 from tmem_host.channel.serial import PortState, SerialPort
-from tmem_host.core import Store
-from tmem_host.errors import Conflict, InvalidInput, NotFound
+from tmem_host.core import Engine, Store
+from tmem_host.errors import Conflict, InvalidInput
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,8 @@ class World:
         self.path = folder / "port"
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.settimeout(20)
-        self.port = SerialPort(self.store, "one", self.path, self.heard.put_nowait)
+        self.engine = Engine(self.store, "one")
+        self.port = SerialPort(self.engine, "one", self.path, self.heard.put_nowait)
 
     def listen(self) -> None:
         self.listener.bind(str(self.path))
@@ -100,7 +101,7 @@ async def test_a_listener_that_fails_ends_nothing(tmp_path: Path) -> None:
     def fussy(message: dict[str, Any]) -> None:
         world.heard.put_nowait(message["wanted"])
 
-    world.port = SerialPort(world.store, "one", world.path, fussy)
+    world.port = SerialPort(world.engine, "one", world.path, fussy)
     try:
         world.listen()
         await world.port.open()
@@ -126,7 +127,6 @@ async def test_states_and_bounds(tmp_path: Path) -> None:
             world.port.send({"x": "y" * CONTROL_MAX})
         await world.port.close()
         assert world.port.state is PortState.CLOSED
-        with pytest.raises(NotFound):
-            await SerialPort(world.store, "nobody", world.path, world.heard.put_nowait).open()
+        assert world.port.stats() == {"control_refused": 0}
     finally:
         await world.close()

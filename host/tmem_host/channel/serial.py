@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from tmem_host.channel.frames import CONTROL_MAX
-from tmem_host.core import Store, StreamServer, core_errors
-from tmem_host.errors import Conflict, InvalidInput
+from tmem_host.core import Engine, StreamServer, core_errors
+from tmem_host.errors import Conflict, InvalidInput, one_line
 
 Message = Mapping[str, Any]
 Listener = Callable[[dict[str, Any]], None]
 
 _LONGEST: Final = CONTROL_MAX + 1
+#: Bytes of messages that may wait for a guest.
+_UNSENT: Final = 1 << 20
 
 
 class PortState(enum.Enum):
@@ -36,10 +38,13 @@ class PortState(enum.Enum):
 
 
 class SerialPort:
-    """One VM's port. ``listener`` is called with each control message of the guest, in the event loop."""
+    """One VM's port, a channel of ``engine``'s VM; ``vm`` names it in errors and logs.
 
-    def __init__(self, store: Store, vm: str, socket: Path, listener: Listener) -> None:
-        self._store = store
+    ``listener`` is called with each control message of the guest, in the event loop.  What it raises refuses that one.
+    """
+
+    def __init__(self, engine: Engine, vm: str, socket: Path, listener: Listener) -> None:
+        self._engine = engine
         self._vm = vm
         self._socket = socket
         self._listener = listener
@@ -55,14 +60,14 @@ class SerialPort:
         return self._state
 
     async def open(self) -> None:
-        """Starts serving. Raises Conflict when it was open before, NotFound without such a VM."""
+        """Starts serving. Raises Conflict when it was open before."""
         if self._state is not PortState.NEW:
             raise Conflict(f"the port of {self._vm} is {self._state.value}", "make a new one")
         ours, theirs = sockets.socketpair()
         try:
             with core_errors(f"virtio-serial port of {self._vm}"):
                 # The core takes this descriptor over, also when it fails.
-                self._server = StreamServer(self._store, self._vm, str(self._socket), theirs.detach())
+                self._server = StreamServer(self._engine, str(self._socket), theirs.detach())
             reader, self._writer = await asyncio.open_unix_connection(sock=ours, limit=_LONGEST)
         except BaseException:
             ours.close()
@@ -72,16 +77,20 @@ class SerialPort:
         self._task = asyncio.create_task(self._read(reader), name=f"serial-{self._vm}")
 
     def send(self, message: Message) -> None:
-        """Sends a control message, once the guest is there. Raises InvalidInput for one that is too long."""
+        """Sends a control message, once the guest is there. Raises InvalidInput for one that is too long, Conflict when
+        the guest did not take those before."""
         line = json.dumps(message, separators=(",", ":")).encode()
         if len(line) > CONTROL_MAX:
             raise InvalidInput(f"a message of {len(line)} bytes is too long", f"{CONTROL_MAX} bytes are the most")
         if self._state is not PortState.OPEN or self._writer is None:
             raise Conflict(f"the port of {self._vm} is {self._state.value}", "open it first")
+        if self._writer.transport.get_write_buffer_size() > _UNSENT:
+            raise Conflict(f"the guest {self._vm} does not listen", "try again when it does")
         self._writer.write(line + b"\n")
 
     def stats(self) -> dict[str, Any]:
-        """Counters of the core, and ``control_refused``: control frames that are no JSON object."""
+        """Counters of the core, and ``control_refused``: control frames that are no JSON object, or that the listener
+        refused."""
         found = self._server.stats() if self._server is not None else {}
         return {**found, "control_refused": self._refused}
 
@@ -98,9 +107,10 @@ class SerialPort:
             with contextlib.suppress(OSError):
                 await self._writer.wait_closed()
             self._writer = None
-        if self._server is not None:
+        server, self._server = self._server, None
+        if server is not None:
             # Waits for the request that is being served.
-            await asyncio.to_thread(self._server.stop)
+            await asyncio.to_thread(server.stop)
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         while True:
@@ -116,11 +126,12 @@ class SerialPort:
                 message = json.loads(line)
             except (ValueError, RecursionError):
                 message = None
-            if not isinstance(message, dict):
-                self._refused += 1
-                continue
             try:
+                if not isinstance(message, dict):
+                    raise InvalidInput("it is no JSON object")
                 self._listener(message)
-            except Exception:  # what a guest says must not end its channel
+            except Exception as error:  # what a guest says must not end its channel
                 self._refused += 1
-                self._log.warning("a control message of the guest was refused", exc_info=True)
+                # Once a port: the log is not the guest's to fill.
+                level = logging.WARNING if self._refused == 1 else logging.DEBUG
+                self._log.log(level, "a control message of the guest was refused: %s", one_line(str(error)))

@@ -33,11 +33,29 @@ impl Counters {
         bump(if direct { &self.direct_pages } else { &self.bounced_pages }, 1);
     }
 
-    /// Requests by operation (unknown ones are in none), then answers by status: name and number.
-    pub fn snapshot(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        let ops = Op::ALL.iter().map(|op| op.name()).zip(&self.ops);
-        let statuses = Status::ALL.iter().map(|s| s.name()).zip(&self.statuses);
-        let pages = [("direct-pages", &self.direct_pages), ("bounced-pages", &self.bounced_pages)];
-        ops.chain(statuses).chain(pages).map(|(name, counter)| (name, counter.load(Ordering::Relaxed)))
+    /// Requests by operation; unknown ones are in none.
+    pub fn operations(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        read(Op::ALL.iter().map(|op| op.name()).zip(&self.ops))
     }
+
+    /// Answers by status.
+    pub fn answers(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        read(Status::ALL.iter().map(|s| s.name()).zip(&self.statuses))
+    }
+
+    /// Pages that went where they lay, and that were copied.
+    pub fn pages(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        read([("direct-pages", &self.direct_pages), ("bounced-pages", &self.bounced_pages)].into_iter())
+    }
+
+    /// All of them: name and number.
+    pub fn snapshot(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        self.operations().chain(self.answers()).chain(self.pages())
+    }
+}
+
+fn read<'a>(
+    counters: impl Iterator<Item = (&'static str, &'a AtomicU64)>,
+) -> impl Iterator<Item = (&'static str, u64)> {
+    counters.map(|(name, counter)| (name, counter.load(Ordering::Relaxed)))
 }

@@ -14,6 +14,7 @@ use tmem_store::{
     Codec, Handle, PoolId, PoolSpec, QuotaChange, Result, Store, StoreError, VmId, worst_case_bytes_of,
 };
 
+use crate::faults::Faults;
 use crate::session::Session;
 
 /// Features that the store can serve.
@@ -54,6 +55,7 @@ pub struct Engine {
     hidden: AtomicU32,
     /// Serialises making and destroying.
     making: Mutex<()>,
+    faults: Faults,
 }
 
 impl Engine {
@@ -66,7 +68,8 @@ impl Engine {
         let options = Options { features: options.features & SUPPORTED, ..options };
         let (pools, making) = (RwLock::default(), Mutex::default());
         let hidden = AtomicU32::new(NO_POOL);
-        Ok(Arc::new(Self { store, vm: id, name: vm.into(), options, pools, hidden, making }))
+        let (name, faults) = (vm.into(), Faults::default());
+        Ok(Arc::new(Self { store, vm: id, name, options, pools, hidden, making, faults }))
     }
 
     /// Keeps requests away from a pool: a block device's, which is the host's to make and destroy.
@@ -77,6 +80,11 @@ impl Engine {
     /// What HELLO may agree on.
     pub fn features(&self) -> u64 {
         self.options.features
+    }
+
+    /// Pages lost on purpose.
+    pub fn faults(&self) -> &Faults {
+        &self.faults
     }
 
     /// Prepares memory for puts to come. For the moment after a request, when nobody waits.

@@ -6,6 +6,7 @@ use tmem_store::{Get, PageAt, Put};
 
 use crate::counters::Counters;
 use crate::engine::Pool;
+use crate::faults::Faults;
 use crate::memory::Cursor;
 use crate::scratch::Scratch;
 
@@ -67,6 +68,7 @@ pub(crate) struct Work<'a> {
     pub to: Cursor<'a>,
     pub scratch: &'a mut Scratch,
     pub counters: &'a Counters,
+    pub faults: &'a Faults,
 }
 
 impl Work<'_> {
@@ -91,6 +93,10 @@ impl Work<'_> {
     /// # Safety
     /// As [`Work`] says; `get` writes no more than `len` bytes.
     unsafe fn fetch(&mut self, len: usize, get: impl FnOnce(*mut u8) -> Get) -> Get {
+        if self.faults.strikes() {
+            self.to.skip(len);
+            return Get::Lost;
+        }
         let whole = self.to.whole(len);
         self.counters.page(whole.is_some());
         if let Some(at) = whole {
@@ -171,7 +177,9 @@ impl Work<'_> {
         let mut done = 0;
         for i in 0..keys.count() {
             let Some(key) = keys.at(i, &self.scratch.list) else { break };
-            if let Some(at) = self.to.whole(page) {
+            if !self.faults.armed()
+                && let Some(at) = self.to.whole(page)
+            {
                 self.counters.page(true);
                 self.scratch.pages.gets.push(PageAt { object: key.object, index: key.index, at });
                 continue;
@@ -256,6 +264,7 @@ impl Work<'_> {
         let fetched =
             |answer: Answer| Answer { fetched: if answer.done & 2 != 0 { page } else { 0 }, ..answer };
         if data == Data::Plain
+            && !self.faults.armed()
             && let (Some(src), Some(dst)) = (self.from.clone().whole(page), self.to.clone().whole(page))
         {
             self.counters.page(true);

@@ -106,7 +106,8 @@ impl Session {
                     Ok(request) => {
                         let mut to = Cursor::new(writable);
                         to.skip(REPLY_SIZE);
-                        let mut work = Work { from, to, scratch, counters: &self.counters };
+                        let (counters, faults) = (&self.counters, self.engine.faults());
+                        let mut work = Work { from, to, scratch, counters, faults };
                         // SAFETY: by the caller; the parser checked that the pieces hold all data.
                         unsafe { self.act(request, &mut work) }
                     }

@@ -2,7 +2,7 @@
 //! `BlkServer`: a dense pool as a vhost-user-blk device.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -11,6 +11,7 @@ use tmem_store::{DENSE_OBJECT, Get, Handle, PAGE_SIZE, PoolId, Put};
 
 use crate::channel::{policy, stats_dict};
 use crate::error::{core_error, from_channel};
+use crate::held::Held;
 use crate::store::PyStore;
 
 /// A swap pool as a block device sees it.
@@ -71,19 +72,7 @@ impl PageBackend for SwapPool {
 
 #[pyclass(name = "BlkServer", module = "tmem_host._core", frozen)]
 pub struct PyBlkServer {
-    server: Mutex<Option<BlkServer>>,
-}
-
-impl PyBlkServer {
-    fn with<R>(&self, f: impl FnOnce(&BlkServer) -> R) -> PyResult<R> {
-        match self.server.lock() {
-            Ok(server) => match &*server {
-                Some(server) => Ok(f(server)),
-                None => Err(core_error("invalid", "the channel is stopped".into())),
-            },
-            Err(_) => Err(core_error("io", "the channel broke".into())),
-        }
-    }
+    server: Held<BlkServer>,
 }
 
 #[pymethods]
@@ -119,23 +108,19 @@ impl PyBlkServer {
         };
         let backend = Arc::new(SwapPool { handle, pages });
         let server = py.detach(|| BlkServer::start(config, backend)).map_err(from_channel)?;
-        Ok(Self { server: Mutex::new(Some(server)) })
+        Ok(Self { server: Held::new(server) })
     }
 
     fn set_poll(&self, py: Python<'_>, poll_us: u32) -> PyResult<()> {
-        py.detach(|| self.with(|s| s.set_poll(policy(poll_us))))
+        py.detach(|| self.server.with(|s| s.set_poll(policy(poll_us))))
     }
 
     fn stop(&self, py: Python<'_>) -> PyResult<()> {
-        py.detach(|| {
-            let server = self.server.lock().ok().and_then(|mut s| s.take());
-            server.map_or(Ok(()), BlkServer::stop)
-        })
-        .map_err(from_channel)
+        py.detach(|| self.server.take().map_or(Ok(()), BlkServer::stop)).map_err(from_channel)
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let stats = self.with(|server| server.stats())?;
+        let stats = self.server.with(|server| server.stats())?;
         stats_dict(py, &stats)
     }
 }

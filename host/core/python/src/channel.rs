@@ -13,6 +13,14 @@ pub fn policy(poll_us: u32) -> PollPolicy {
     }
 }
 
+/// Counters by name, written as Python does.
+pub fn put_counts(
+    d: &Bound<'_, PyDict>,
+    counts: impl IntoIterator<Item = (&'static str, u64)>,
+) -> PyResult<()> {
+    counts.into_iter().try_for_each(|(name, count)| d.set_item(name.replace('-', "_"), count))
+}
+
 /// Counters over all queues, as the stub describes them.
 pub fn stats_dict<'py>(py: Python<'py>, s: &ChannelStats) -> PyResult<Bound<'py, PyDict>> {
     let d = PyDict::new(py);
@@ -44,6 +52,7 @@ pub fn stats_dict<'py>(py: Python<'py>, s: &ChannelStats) -> PyResult<Bound<'py,
         let h = PyDict::new(py);
         h.set_item("bucket_ns", (0..LATENCY_BUCKETS).map(|b| 1u64 << b).collect::<Vec<_>>())?;
         h.set_item("count", (0..LATENCY_BUCKETS).map(bucket).collect::<Vec<_>>())?;
+        h.set_item("sum_ns", s.latency_ns(op))?;
         latency.set_item(name, h)?;
     }
     d.set_item("requests", requests)?;

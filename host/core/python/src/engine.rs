@@ -58,6 +58,10 @@ impl PyEngine {
         self.session.engine().features()
     }
 
+    fn lose(&self, every: u32) {
+        self.engine().faults().lose_every(every);
+    }
+
     fn reset(&self) {
         self.session.reset();
     }
@@ -85,6 +89,7 @@ impl PyEngine {
         for (name, value) in self.session.counters().snapshot() {
             d.set_item(name, value)?;
         }
+        d.set_item("injected", self.engine().faults().injected())?;
         Ok(d)
     }
 }

@@ -10,6 +10,7 @@ mod engine;
 mod error;
 mod exit;
 mod fleet;
+mod held;
 mod store;
 mod stream;
 mod tmem;

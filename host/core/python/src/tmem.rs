@@ -2,32 +2,20 @@
 //! `TmemServer`: a VM's requests on a vhost-user socket.
 
 use std::path::PathBuf;
-use std::sync::Mutex;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use tmem_channel::ServerConfig;
 use tmem_channel::tmem::TmemServer;
 
-use crate::channel::{policy, stats_dict};
+use crate::channel::{policy, put_counts, stats_dict};
 use crate::engine::PyEngine;
-use crate::error::{core_error, from_channel};
+use crate::error::from_channel;
+use crate::held::Held;
 
 #[pyclass(name = "TmemServer", module = "tmem_host._core", frozen)]
 pub struct PyTmemServer {
-    server: Mutex<Option<TmemServer>>,
-}
-
-impl PyTmemServer {
-    fn with<R>(&self, f: impl FnOnce(&TmemServer) -> R) -> PyResult<R> {
-        match self.server.lock() {
-            Ok(server) => match &*server {
-                Some(server) => Ok(f(server)),
-                None => Err(core_error("invalid", "the channel is stopped".into())),
-            },
-            Err(_) => Err(core_error("io", "the channel broke".into())),
-        }
-    }
+    server: Held<TmemServer>,
 }
 
 #[pymethods]
@@ -38,32 +26,24 @@ impl PyTmemServer {
         let config = ServerConfig { socket, queues, poll: policy(poll_us) };
         let session = engine.engine().session();
         let server = py.detach(|| TmemServer::start(config, session)).map_err(from_channel)?;
-        Ok(Self { server: Mutex::new(Some(server)) })
+        Ok(Self { server: Held::new(server) })
     }
 
     fn set_poll(&self, py: Python<'_>, poll_us: u32) -> PyResult<()> {
-        py.detach(|| self.with(|s| s.set_poll(policy(poll_us))))
+        py.detach(|| self.server.with(|s| s.set_poll(policy(poll_us))))
     }
 
     fn stop(&self, py: Python<'_>) -> PyResult<()> {
-        py.detach(|| {
-            let server = self.server.lock().ok().and_then(|mut s| s.take());
-            server.map_or(Ok(()), TmemServer::stop)
-        })
-        .map_err(from_channel)
+        py.detach(|| self.server.take().map_or(Ok(()), TmemServer::stop)).map_err(from_channel)
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let (stats, pages) = self.with(|server| {
-            let pages: Vec<_> =
-                server.session().counters().snapshot().filter(|(name, _)| name.ends_with("pages")).collect();
-            (server.stats(), pages)
-        })?;
+        let (stats, pages) = self
+            .server
+            .with(|server| (server.stats(), server.session().counters().pages().collect::<Vec<_>>()))?;
         let d = stats_dict(py, &stats)?;
         // Pages are the engine's to count: it knows which went in place.
-        for (name, count) in pages {
-            d.set_item(name.replace('-', "_"), count)?;
-        }
+        put_counts(&d, pages)?;
         Ok(d)
     }
 }

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`server`] | lifetime: connects to the monitor's socket again and again, one thread for each VM |
 //! | `port` | one connection: cuts frames, has requests served, passes control frames on |
+//! | `bucket` | how much a guest may say to the control side |
 //! | `wait` | waiting for descriptors, with a way out |
 //!
 //! The monitor (QEMU) listens, we connect. What comes is the guest's, so it is hostile: a request that cannot be
@@ -12,6 +13,7 @@
 //! silent, flooding or lying has one thread of ours and bounded memory, and no other guest notices.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+mod bucket;
 mod port;
 pub mod server;
 mod wait;

@@ -5,10 +5,12 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use tmem_abi::frame::{BadFrame, CONTROL_MAX, FRAME_SIZE, FrameReader, Kind, SYNC_SIZE, Side, header};
 use tmem_engine::{REPLY_MAX, Scratch};
 
+use crate::bucket::Bucket;
 use crate::server::{Shared, StreamState};
 use crate::wait::{For, wait};
 
@@ -28,6 +30,7 @@ pub enum End {
 /// A connection.
 pub struct Port<'a> {
     shared: &'a Shared,
+    bucket: &'a mut Bucket,
     stream: UnixStream,
     reader: FrameReader,
     scratch: Scratch,
@@ -47,12 +50,13 @@ enum Step {
 
 impl<'a> Port<'a> {
     /// Begins with a SYNC that nobody can guess.
-    pub fn new(shared: &'a Shared, stream: UnixStream) -> io::Result<Self> {
+    pub fn new(shared: &'a Shared, bucket: &'a mut Bucket, stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         shared.session.reset();
         let token = token()?;
         let mut port = Self {
             shared,
+            bucket,
             stream,
             reader: FrameReader::new(Side::Host(token)),
             scratch: Scratch::new(),
@@ -120,7 +124,7 @@ impl<'a> Port<'a> {
     fn take(&mut self, input: &[u8]) -> io::Result<Step> {
         let mut at = 0;
         loop {
-            let Self { shared, reader, scratch, out, ready, .. } = self;
+            let Self { shared, bucket, reader, scratch, out, ready, .. } = self;
             let mut rest = &input[at..];
             let frame = match reader.next(&mut rest) {
                 Ok(Some(frame)) => frame,
@@ -136,7 +140,7 @@ impl<'a> Port<'a> {
                     shared.requests.fetch_add(1, Ordering::Relaxed);
                 }
                 Kind::Control => {
-                    pass_on(shared, frame.body);
+                    pass_on(shared, bucket, frame.body);
                     continue;
                 }
                 Kind::Sync => {
@@ -217,9 +221,13 @@ impl<'a> Port<'a> {
     }
 }
 
-/// A control frame to whoever listens, as one line; dropped when nobody reads: a guest that floods must not make us keep
-/// what it says.
-fn pass_on(shared: &Shared, body: &[u8]) {
+/// A control frame to whoever listens, as one line; dropped when nobody reads, and when there are too many: a guest that
+/// floods must not make us keep what it says, nor keep those busy who read it.
+fn pass_on(shared: &Shared, bucket: &mut Bucket, body: &[u8]) {
+    if !bucket.take(body.len(), Instant::now()) {
+        shared.control_dropped.fetch_add(1, Ordering::Relaxed);
+        return;
+    }
     let mut line: Vec<u8> = body.iter().map(|&b| if b == b'\n' { b' ' } else { b }).collect();
     line.push(b'\n');
     // One call on a stream socket: what does not fit whole is not begun, or the reader would see half a line.

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tmem_engine::{Engine, Session};
 
+use crate::bucket::Bucket;
 use crate::port::{End, Port};
 use crate::wait::{Flag, For, wait};
 
@@ -59,7 +60,7 @@ pub struct StreamStats {
     pub requests: u64,
     /// Connections ended because of bytes that were no frame.
     pub bad_frames: u64,
-    /// Control frames passed on, and those that nobody took in time.
+    /// Control frames passed on, and those that nobody took in time or that were too many.
     pub control: u64,
     /// As above.
     pub control_dropped: u64,
@@ -140,9 +141,9 @@ impl StreamServer {
         }
     }
 
-    /// Counters of the ABI's operations and answers: name and number.
-    pub fn operations(&self) -> Vec<(&'static str, u64)> {
-        self.shared.session.counters().snapshot().collect()
+    /// The channel: its counters are of the ABI's operations and answers.
+    pub fn session(&self) -> &Session {
+        &self.shared.session
     }
 
     /// Ends the connection and the thread. A request that is being served is finished first.
@@ -163,11 +164,12 @@ impl Drop for StreamServer {
 }
 
 fn run(shared: &Shared, path: &PathBuf) {
+    let mut bucket = Bucket::full(Instant::now());
     loop {
         if let Ok(stream) = UnixStream::connect(path) {
             shared.connections.fetch_add(1, Ordering::Relaxed);
             shared.enter(StreamState::Connected);
-            let end = Port::new(shared, stream).and_then(Port::serve);
+            let end = Port::new(shared, &mut bucket, stream).and_then(Port::serve);
             shared.enter(StreamState::Waiting);
             match end {
                 Ok(End::Stopped) => return,

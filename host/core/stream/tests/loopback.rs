@@ -150,7 +150,7 @@ fn pages_go_and_come_back() {
     assert_eq!(w.server.stats().state, StreamState::InStep);
     // Counted after the reply is on its way.
     until(|| w.server.stats().requests == 1 + 2 + 128 + 1);
-    assert_eq!(w.server.operations().iter().find(|(name, _)| *name == "put").unwrap().1, 66);
+    assert_eq!(w.server.session().counters().operations().find(|(name, _)| *name == "put").unwrap().1, 66);
 }
 
 #[test]
