@@ -11,6 +11,7 @@ import typer
 from tmem_host.cli import vm
 from tmem_host.cli.hog import hog
 from tmem_host.cli.options import Json, State, client, size
+from tmem_host.cli.routes import routes
 from tmem_host.errors import Unavailable
 from tmem_host.report.cli import app as report
 
@@ -38,6 +39,7 @@ except ImportError as missing:
 app.add_typer(bench, name="bench")
 app.add_typer(report, name="report")
 app.command(epilog="Example: tmem hog --kernel 6.12 --codec zstd --kill-agent 10")(hog)
+app.command(epilog="Example: tmem routes --route swap-disk:virtio-tmem --kernel 6.12 --vcpus 2")(routes)
 
 
 @app.callback(invoke_without_command=True)

@@ -5,9 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -40,6 +37,7 @@ def hog(
     """
     from tmem_host.agent_process import temporary_agent
     from tmem_host.cli.output import print_json
+    from tmem_host.cli.progress import progress
     from tmem_host.config import MIB, PAGE_SIZE
     from tmem_host.core import worst_case_bytes
     from tmem_host.vm.images import guest_image
@@ -59,7 +57,7 @@ def hog(
         accel=accel,  # type: ignore[arg-type]  # by its parser
     )
     limit = worst_case_bytes(plan.device_bytes // PAGE_SIZE) + 64 * MIB
-    with temporary_agent(limit) as agent, _progress() as report:
+    with temporary_agent(limit) as agent, progress() as report:
         found = asyncio.run(run_hog(plan, agent, report=report))
     if as_json:
         plain = dataclasses.asdict(found)
@@ -98,26 +96,3 @@ def _print(found: HogReport) -> None:
             ("after swapoff", f"{bytes_held} (swapoff took {found.swapoff_seconds:.1f} s)"),
         ]
     )
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, float], None]]:
-    """A bar on a terminal; else a line on stderr for each tenth."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("starting the agent", total=1.0)
-            yield lambda what, fraction: bar.update(task, description=what, completed=fraction)
-        return
-    said = -1
-
-    def line(what: str, fraction: float) -> None:
-        nonlocal said
-        if int(fraction * 10) > said:
-            said = int(fraction * 10)
-            print(f"{fraction:4.0%}  {what}", file=sys.stderr, flush=True)
-
-    yield line
