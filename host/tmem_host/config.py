@@ -172,6 +172,6 @@ class AgentConfig(BaseModel):
         return self.state / "vms"
 
     def vm_socket(self, name: str, channel: str = "blk") -> Path:
-        """The vhost-user socket of the VM ``name`` for a channel: ``blk`` or ``tmem``."""
+        """The socket of the VM ``name`` for a channel: ``blk``, ``tmem`` or ``serial``, where the monitor listens."""
         suffix = ".sock" if channel == "blk" else f".{channel}.sock"
         return self.sockets / f"{check_vm_name(name)}{suffix}"

@@ -14,8 +14,8 @@ from tmem_host.config import PAGE_SIZE, Size, check_vm_name
 from tmem_host.errors import InvalidInput
 
 Codec = Literal["lz4", "zstd", "none"]
-#: How requests reach the host: vhost-user-blk, and vhost-user-tmem, which carries the tmem ABI.
-ChannelKind = Literal["blk", "tmem"]
+#: How requests reach the host: vhost-user-blk; vhost-user-tmem and virtio-serial, which carry the tmem ABI.
+ChannelKind = Literal["blk", "tmem", "serial"]
 
 #: The number of a dense pool's pages has 32 bits.
 MAX_DEVICE: Final = ((1 << 32) - 1) * PAGE_SIZE
@@ -53,7 +53,8 @@ class _Strict(BaseModel):
 
 class VmCreate(_Strict):
     """A VM to make.  With the channel ``blk`` it has one swap device of ``size_bytes`` with its own pool; pools of
-    the channel ``tmem`` are the guest's to make.  Each channel has a socket."""
+    the channels ``tmem`` and ``serial`` are the guest's to make.  Each channel has a socket; that of ``serial`` is made
+    by the monitor."""
 
     name: VmName
     #: None when there is no device.
@@ -104,13 +105,13 @@ class ChannelSummary(BaseModel):
 
     kind: ChannelKind
     socket: str
-    #: listening, connected or broken.
+    #: listening, connected or broken; of serial: waiting (no monitor), connected, or in-step (the guest answers).
     state: str
     #: Requests by operation.
     requests: dict[str, int]
     #: What the store did not take or give, and requests that were refused, by reason.
     refused: dict[str, int]
-    #: Descriptor chains that were no requests, by reason.
+    #: Descriptor chains that were no requests, and streams that ended for bytes which were no frame, by reason.
     malformed: dict[str, int]
 
 
@@ -119,12 +120,43 @@ class ChannelInfo(BaseModel):
 
     kind: ChannelKind
     socket: str
-    #: listening, connected or broken.
+    #: As :attr:`ChannelSummary.state`.
     state: str
     queues: int
     poll_us: int
-    #: As :meth:`_core.BlkServer.stats` and :meth:`_core.TmemServer.stats` say.
+    #: As :meth:`_core.BlkServer.stats`, :meth:`_core.TmemServer.stats` and :meth:`SerialPort.stats` say.
     counters: dict[str, Any]
+
+
+#: A counter of a guest's kernel; a Python int has no bound of its own.
+GuestCount = Annotated[int, Field(ge=0, lt=1 << 63)]
+Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+
+
+class GuestReport(BaseModel):
+    """What a guest last said of itself, as ``{"op": "report", ...}``.  None: it did not say.
+
+    A guest may lie: nothing but the operator's eye may depend on it.  Unknown fields are dropped, values of other types
+    refuse the report.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+
+    mem_total_bytes: GuestCount | None = None
+    mem_available_bytes: GuestCount | None = None
+    swap_total_bytes: GuestCount | None = None
+    swap_free_bytes: GuestCount | None = None
+    #: Pages since the guest booted (``pswpin``, ``pswpout`` and ``pgmajfault`` of /proc/vmstat).
+    pages_swapped_in: GuestCount | None = None
+    pages_swapped_out: GuestCount | None = None
+    major_faults: GuestCount | None = None
+    #: Percent of the last 10 and 60 seconds in which some, or all, tasks waited for memory (/proc/pressure/memory).
+    pressure_some_avg10: Percent | None = None
+    pressure_some_avg60: Percent | None = None
+    pressure_full_avg10: Percent | None = None
+    pressure_full_avg60: Percent | None = None
+    #: Seconds since it came: the host's word.
+    age_seconds: float | None = None
 
 
 class PoolInfo(BaseModel):
@@ -159,9 +191,9 @@ class VmInfo(BaseModel):
     cap: int | None
     weight: int
     frozen: bool
-    #: The vhost-user socket of the first channel, which the monitor connects to.
+    #: The socket of the first channel.
     socket: str
-    #: State of the first channel: listening, connected or broken.
+    #: State of the first channel.
     channel: str
     channels: list[ChannelSummary]
     pages: int

@@ -12,8 +12,8 @@ in the arena only, without a page             forgotten: nobody was ever told th
 in the arena only, with pages                 adopted: served on the sockets of its name again
 ============================================= ==================================================================
 
-A VM of the channel tmem makes pools of its own; they are the guest's business and stay as they are.  "In both" means
-that the VM is there, and its device's pool if it has a device.
+A VM of the channels tmem and serial makes pools of its own; they are the guest's business and stay as they are.  "In
+both" means that the VM is there, and its device's pool if it has a device.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def device_pool(entry: VmEntry, pools: list[dict[str, Any]]) -> dict[str, Any] |
         return None
     swap = [pool for pool in pools if pool["persistent"] and pool["pages_capacity"] is not None]
     written = [pool for pool in swap if pool["id"] == entry.pool]
-    if written or (entry.pool is not None and "tmem" in entry.channels):
+    if written or (entry.pool is not None and entry.guest_makes_pools):
         # The guest may have made others: they are no substitute.
         return written[0] if written else None
     return max(swap, key=lambda pool: int(pool["pages"]), default=None)
@@ -103,7 +103,7 @@ def _is_missing(entry: VmEntry, found: dict[str, Any], pools: list[dict[str, Any
     """True if the VM may have had pages that the arena has no place for."""
     if not entry.may_have_pages:
         return False
-    if entry.name in found and (not entry.has_device or (entry.pool is None and "tmem" in entry.channels)):
+    if entry.name in found and (not entry.has_device or (entry.pool is None and entry.guest_makes_pools)):
         # Of an adopted VM nobody knows which pools it had: its guest may have destroyed them.
         return False
     return entry.name not in found or device_pool(entry, pools) is None
@@ -147,7 +147,7 @@ def make_device_pool(store: Store, entry: VmEntry) -> int | None:
 
 
 def _adopted(vm: dict[str, Any], pools: list[dict[str, Any]]) -> VmEntry:
-    """Which channels it had nobody knows: the one that its only pool tells of, else both."""
+    """Which channels it had nobody knows: the one that its only pool tells of, else all."""
     try:
         name = check_vm_name(vm["name"])
     except InvalidInput as error:
@@ -155,9 +155,9 @@ def _adopted(vm: dict[str, Any], pools: list[dict[str, Any]]) -> VmEntry:
     swap = [pool for pool in pools if pool["persistent"] and pool["pages_capacity"] is not None]
     own = max(swap, key=lambda pool: int(pool["pages"]), default=None)
     if own is None:
-        channels: tuple[ChannelKind, ...] = ("tmem",)
+        channels: tuple[ChannelKind, ...] = ("tmem", "serial")
     else:
-        channels = ("blk",) if len(pools) == 1 else ("blk", "tmem")
+        channels = ("blk",) if len(pools) == 1 else ("blk", "tmem", "serial")
     return VmEntry(
         name=name,
         size_bytes=own["pages_capacity"] * PAGE_SIZE if own else 0,

@@ -57,6 +57,10 @@ class VmEntry(BaseModel):
         return "blk" in self.channels
 
     @property
+    def guest_makes_pools(self) -> bool:
+        return "tmem" in self.channels or "serial" in self.channels
+
+    @property
     def may_have_pages(self) -> bool:
         return not self.removing and self.pages_at_stop != 0
 

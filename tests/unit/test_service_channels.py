@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VMs with the channel vhost-user-tmem: sockets, names that would meet, and what a start makes of pools and states."""
+"""VMs with channels of the tmem ABI: sockets, names that would meet, and what a start makes of pools and states."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_vm_without_a_device_keeps_its_pages(config: AgentConfig, arena: Path)
     service.close()
 
 
-@pytest.mark.parametrize(("channels", "more"), [(("blk",), False), (("blk", "tmem"), True)])
+@pytest.mark.parametrize(("channels", "more"), [(("blk",), False), (("blk", "tmem", "serial"), True)])
 def test_adopted_with_the_channels_that_its_pools_tell_of(
     config: AgentConfig, arena: Path, channels: tuple[str, ...], more: bool
 ) -> None:

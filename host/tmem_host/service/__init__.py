@@ -2,8 +2,8 @@
 """What the agent does, with no word of HTTP: VMs, quotas, the store's figures, channels.
 
 A VM here is a VM of the store and its channels: vhost-user-blk with one dense persistent pool (its swap device), and
-vhost-user-tmem, whose pools the guest makes.  The state folder says which VMs should exist, the arena which pages they
-have.  The order of every change follows from that:
+vhost-user-tmem and virtio-serial, whose pools the guest makes.  The state folder says which VMs should exist, the arena
+which pages they have.  The order of every change follows from that:
 
 * create: store and pool first, then ``state.json``, then the channels, then the answer.  A crash in between leaves a
   VM in the arena that nobody was told of; it has no page, and the next start forgets it.
@@ -37,6 +37,7 @@ class Service(Vms):
                 with self._logged("at the end"):
                     channels.stop()
             self._channels = {}
+            self._control.close()
             pages = {vm["name"]: int(vm["pages"]) for vm in self._store.vms()}
             state = self._state
             for entry in state.vms.values():

@@ -7,10 +7,11 @@ import contextlib
 import logging
 from typing import Any
 
+from tmem_host.channel.control import ControlLoop
 from tmem_host.config import PAGE_SIZE, AgentConfig, check_socket_path, format_size
 from tmem_host.core import Store, core_errors, worst_case_bytes
 from tmem_host.errors import Conflict, NotFound
-from tmem_host.models import ChannelInfo, ChannelKind, PoolInfo, VmCreate, VmInfo, VmList, VmUpdate
+from tmem_host.models import ChannelInfo, ChannelKind, GuestReport, PoolInfo, VmCreate, VmInfo, VmList, VmUpdate
 from tmem_host.reconcile import make_device_pool, promised, set_quota
 from tmem_host.service.ground import Ground
 from tmem_host.state import State, VmEntry
@@ -25,6 +26,7 @@ class Vms(Ground):
     def __init__(self, config: AgentConfig, store: Store, state: State) -> None:
         super().__init__(config, store, state)
         self._channels: dict[str, VmChannels] = {}
+        self._control = ControlLoop()
 
     def start_channels(self) -> None:
         """Listens on every VM's sockets, so that guests go on."""
@@ -51,6 +53,10 @@ class Vms(Ground):
         """All that a channel of the VM counts; the first one's when ``kind`` is None."""
         entry = self._entry(name)
         return self._channels_of(entry).info(entry, kind)
+
+    def guest_report(self, name: str) -> GuestReport | None:
+        """The latest that the guest said of itself over its channel serial, if it did since the agent runs."""
+        return self._channels_of(self._entry(name)).report
 
     # -- changing -----------------------------------------------------------------------------------------------
 
@@ -142,13 +148,13 @@ class Vms(Ground):
             self._store.vm_remove(name)
 
     def _listen(self, entry: VmEntry) -> None:
-        channels = VmChannels(self.config, self._store, entry)
+        channels = VmChannels(self.config, self._store, entry, self._control)
         channels.listen(entry)
         self._channels[entry.name] = channels
 
     def _channels_of(self, entry: VmEntry) -> VmChannels:
         """Before the channels listen: ones that do not."""
-        return self._channels.get(entry.name) or VmChannels(self.config, self._store, entry)
+        return self._channels.get(entry.name) or VmChannels(self.config, self._store, entry, self._control)
 
     def _apply(self, name: str, old: VmEntry, new: VmEntry) -> None:
         """Makes the core be as ``new``; it is as ``old``, or somewhere between."""
