@@ -5,13 +5,18 @@
 
     TmemError                  exit 1   anything a user can be told in one line
     ├── InvalidInput           exit 2   a value that cannot be: a name, a size, an option
+    │   ├── MustMatch          exit 2   a change of the whole that does not say what it replaces
+    │   └── TooLarge           exit 2   a request's body beyond the limit
     ├── NotFound               exit 3   no such VM, kernel, file
     ├── Conflict               exit 4   exists already, or is in use by somebody else
+    │   ├── Changed            exit 4   somebody else changed it meanwhile
     │   └── InUse              exit 4   a socket, a state folder or an arena that a live process holds
     ├── NoSpace                exit 5   the quota, the limit, the tmpfs or the disk is too small
-    ├── Denied                 exit 6   the operating system says no: permissions
+    ├── Denied                 exit 6   the operating system or a token's scope says no
+    │   └── Unauthorised       exit 6   no token, or none that the agent knows
     ├── Corrupt                exit 7   state or arena that cannot be trusted; nothing was overwritten
     ├── Unavailable            exit 8   the agent does not answer, or this host lacks something
+    │   └── TooMany            exit 8   more requests than a client may send
     └── VmFailed               exit 9   a virtual machine or a process of ours died or hung
 
 Every error has a *message* that says what is wrong and a *hint* that says what to do next, both one line.  A refusal
@@ -60,6 +65,18 @@ class InvalidInput(TmemError):
     status = 422
 
 
+class MustMatch(InvalidInput):
+    """A change of the whole has to say which version it replaces."""
+
+    status = 428
+
+
+class TooLarge(InvalidInput):
+    """A request's body is beyond the limit."""
+
+    status = 413
+
+
 class NotFound(TmemError):
     """No such VM, kernel image or file."""
 
@@ -74,6 +91,12 @@ class Conflict(TmemError):
     status = 409
 
 
+class Changed(Conflict):
+    """It is no longer what the one who wants to change it has seen."""
+
+    status = 412
+
+
 class InUse(Conflict):
     """A socket, a state folder or an arena that a live process holds."""
 
@@ -86,10 +109,16 @@ class NoSpace(TmemError):
 
 
 class Denied(TmemError):
-    """The operating system says no."""
+    """The operating system says no, or the scope of a token does."""
 
     exit_code = 6
     status = 403
+
+
+class Unauthorised(Denied):
+    """A request without a token, or with one that the agent does not know."""
+
+    status = 401
 
 
 class Corrupt(TmemError):
@@ -105,6 +134,12 @@ class Unavailable(TmemError):
     status = 503
 
 
+class TooMany(Unavailable):
+    """More requests than a client may send."""
+
+    status = 429
+
+
 class VmFailed(TmemError):
     """A virtual machine, or another process that this package started, died or hung."""
 
@@ -117,13 +152,18 @@ BY_SLUG: dict[str, type[TmemError]] = {
     for cls in (
         TmemError,
         InvalidInput,
+        MustMatch,
+        TooLarge,
         NotFound,
         Conflict,
+        Changed,
         InUse,
         NoSpace,
         Denied,
+        Unauthorised,
         Corrupt,
         Unavailable,
+        TooMany,
         VmFailed,
     )
 }

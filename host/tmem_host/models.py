@@ -7,6 +7,7 @@ Sizes are bytes of host memory unless a field says otherwise; a page is 4096 byt
 from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal, Self
+from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -51,6 +52,18 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class MachineSpec(_Strict):
+    """A guest that the agent itself runs: a QEMU that is its child and ends with it."""
+
+    #: Guest kernel, as ``make guests`` builds them.
+    kernel: Annotated[str, Field(pattern=r"^[0-9][0-9a-z.-]{0,31}$")] = "6.1"
+    memory_mib: Annotated[int, Field(ge=64, le=1 << 20)] = 256
+    vcpus: Annotated[int, Field(ge=1, le=64)] = 1
+    accel: Literal["auto", "kvm", "tcg"] = "auto"
+    #: Swap on the VM's device as soon as the guest is up.
+    swap: bool = True
+
+
 class VmCreate(_Strict):
     """A VM to make.  With the channel ``blk`` it has one swap device of ``size_bytes`` with its own pool; pools of
     the channels ``tmem`` and ``serial`` are the guest's to make.  Each channel has a socket; that of ``serial`` is made
@@ -70,6 +83,8 @@ class VmCreate(_Strict):
     #: Host memory at most; None: no cap but the store's limit.
     cap: Cap | None = None
     weight: Weight = 100
+    #: A guest to run on it; None: somebody else's monitor connects.
+    machine: MachineSpec | None = None
 
     @model_validator(mode="after")
     def _device(self) -> Self:
@@ -98,6 +113,16 @@ class VmUpdate(_Strict):
             if getattr(self, name) is None:
                 raise ValueError(f"{name} cannot be null")
         return self
+
+
+class VmSettings(_Strict):
+    """What a VM may take, and how it is served: the whole, as one replaces it."""
+
+    codec: Codec
+    poll_us: PollUs
+    reservation: Size
+    cap: Cap | None
+    weight: Weight
 
 
 class ChannelSummary(BaseModel):
@@ -159,10 +184,68 @@ class GuestReport(BaseModel):
     age_seconds: float | None = None
 
 
+class MachineInfo(BaseModel):
+    """The guest that the agent runs on a VM."""
+
+    spec: MachineSpec
+    state: Literal["stopped", "starting", "running", "stopping", "failed"]
+    #: Why it failed.
+    reason: str = ""
+    #: What it runs under.
+    accelerator: str = ""
+    #: Seconds from QEMU's start to the first word of the guest's agent.
+    boot_seconds: float | None = None
+
+
+def _uuid(text: str) -> str:
+    try:
+        return UUID(text).hex
+    except ValueError:
+        raise ValueError("a uuid has 32 hexadecimal digits, with or without dashes") from None
+
+
+#: 32 hexadecimal digits: the bytes of the uuid in order.
+Uuid = Annotated[str, AfterValidator(_uuid)]
+
+
+class PoolCreate(_Strict):
+    """A pool to make for a VM.  Dense with ``pages`` (persistent, private: a swap disk), else sparse."""
+
+    vm: VmName
+    persistent: bool = True
+    pages: Annotated[int, Field(ge=1, le=(1 << 32) - 1)] | None = None
+    #: Of a shared pool, which is made or joined; the VM has to be authorised for it.
+    uuid: Uuid | None = None
+    codec: Codec = "lz4"
+    page_size: Literal[4096, 8192, 16384, 32768, 65536, 131072, 262144, 524288, 1048576, 2097152] = 4096
+
+    @model_validator(mode="after")
+    def _kind(self) -> Self:
+        if self.pages is not None and (not self.persistent or self.uuid is not None):
+            raise ValueError("a pool with pages is a swap disk: persistent and private")
+        return self
+
+
+class PoolUpdate(_Strict):
+    """What can change of a pool: how what is put from now on is compressed, ``none`` for not at all."""
+
+    codec: Codec
+
+
 class PoolInfo(BaseModel):
     """One pool of the store."""
 
     id: int
+    #: The first VM that uses it, and all.
+    vm: str
+    members: list[str]
+    #: Of a shared one.
+    uuid: str | None
+    page_size: int
+    #: Pages come compressed.
+    packed: bool
+    #: A miss may be a lost page: the arena could not be read whole.
+    damaged: bool
     persistent: bool
     shared: bool
     codec: str
@@ -175,7 +258,34 @@ class PoolInfo(BaseModel):
     raw: int
     index_bytes: int
     counters: dict[str, int]
+
+
+class PoolDetail(PoolInfo):
+    """One pool, and how long its operations took."""
+
+    #: By operation: bounds and counts of the histogram's buckets and the sum, in ns; of one operation in eight.
     latency: dict[str, Any]
+
+
+class PoolList(BaseModel):
+    """Pools, by number."""
+
+    pools: list[PoolInfo]
+    #: For the next page of the list; None: this was the last.
+    next: str | None = None
+
+
+class Flushed(BaseModel):
+    """What a flush did."""
+
+    #: Pages that are gone.
+    pages: int
+
+
+class Shared(BaseModel):
+    """Shared pools that a VM may make or join."""
+
+    uuids: list[str]
 
 
 class VmInfo(BaseModel):
@@ -190,6 +300,8 @@ class VmInfo(BaseModel):
     reservation: int
     cap: int | None
     weight: int
+    #: Changes with the settings (codec, poll_us, reservation, cap, weight): what ``If-Match`` wants, without quotes.
+    version: str
     frozen: bool
     #: The socket of the first channel.
     socket: str
@@ -200,14 +312,20 @@ class VmInfo(BaseModel):
     compressed_bytes: int
     #: Host memory held for this VM: slots, and its share of the index.
     held_bytes: int
+    #: What could be taken back at once: ephemeral pages.
+    freeable_bytes: int
     counters: dict[str, int]
     pools: list[PoolInfo]
+    #: The guest that the agent runs on it, if it does.
+    machine: MachineInfo | None = None
 
 
 class VmList(BaseModel):
-    """Every VM, by name."""
+    """VMs, by name."""
 
     vms: list[VmInfo]
+    #: For the next page of the list; None: this was the last.
+    next: str | None = None
 
 
 class StoreInfo(BaseModel):
@@ -221,6 +339,8 @@ class StoreInfo(BaseModel):
     metadata_bytes: int
     compressed_bytes: int
     reserved_bytes: int
+    #: What could be taken back at once: ephemeral pages.
+    freeable_bytes: int
     pages: int
     #: How the arena was found at the agent's start, as :meth:`_core.Store.recovery` says.
     recovery: dict[str, Any]

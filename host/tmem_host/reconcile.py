@@ -87,7 +87,7 @@ def device_pool(entry: VmEntry, pools: list[dict[str, Any]]) -> dict[str, Any] |
 def promised(pools: list[dict[str, Any]], device: int | None) -> int:
     """Bytes that a VM was promised for the swap pools that its guest made: all but its device's."""
     swap = [pool for pool in pools if pool["pages_capacity"] is not None and pool["id"] != device]
-    return sum(worst_case_bytes(pool["pages_capacity"]) for pool in swap)
+    return sum(worst_case_bytes(pool["pages_capacity"], pool["page_size"]) for pool in swap)
 
 
 def set_quota(store: Store, entry: VmEntry, guest: int) -> None:

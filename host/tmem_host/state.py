@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import stat
@@ -21,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from tmem_host.config import MIB, AgentConfig, default_arena, default_limit, format_size
 from tmem_host.errors import Corrupt, Denied, InUse, InvalidInput, NoSpace, TmemError, one_line
-from tmem_host.models import Channels, Codec, PollUs, VmName, Weight
+from tmem_host.models import Channels, Codec, MachineSpec, PollUs, VmName, VmSettings, Weight
 
 SCHEMA: Final = "tmem-state/1"
 
@@ -47,10 +48,21 @@ class VmEntry(BaseModel):
     cap: Annotated[int, Field(ge=0)] | None
     weight: Weight
     frozen: bool = False
+    #: The guest that the agent runs on it, when it is told to.
+    machine: MachineSpec | None = None
     #: Its removal has begun: a restart goes on with it.
     removing: bool = False
     #: Pages it had when the agent last stopped in good order; None while an agent runs, and after it was killed.
     pages_at_stop: Annotated[int, Field(ge=0)] | None = None
+
+    @property
+    def settings(self) -> VmSettings:
+        return VmSettings.model_construct(**{name: getattr(self, name) for name in VmSettings.model_fields})
+
+    @property
+    def version(self) -> str:
+        """Another one for other settings."""
+        return hashlib.sha256(self.settings.model_dump_json().encode("ascii")).hexdigest()[:16]
 
     @property
     def has_device(self) -> bool:

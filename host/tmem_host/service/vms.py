@@ -181,7 +181,8 @@ class Vms(Ground):
     def _info(self, entry: VmEntry, vm: dict[str, Any], pools: dict[str, list[dict[str, Any]]]) -> VmInfo:
         channels = self._channels_of(entry).summaries(entry)
         return VmInfo(
-            **entry.model_dump(exclude={"removing", "pages_at_stop", "frozen", "channels", "pool"}),
+            **entry.model_dump(exclude={"removing", "pages_at_stop", "frozen", "channels", "pool", "machine"}),
+            version=entry.version,
             frozen=vm["frozen"],
             socket=channels[0].socket,
             channel=channels[0].state,
@@ -189,6 +190,7 @@ class Vms(Ground):
             pages=vm["pages"],
             compressed_bytes=vm["compressed_bytes"],
             held_bytes=vm["held_bytes"],
+            freeable_bytes=vm["freeable_bytes"],
             counters=vm["counters"],
             pools=[PoolInfo.model_validate(pool) for pool in pools.get(entry.name, [])],
         )
