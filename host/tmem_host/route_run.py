@@ -16,6 +16,7 @@ from tmem_host.config import PAGE_SIZE
 from tmem_host.errors import TmemError
 from tmem_host.route_plan import Cell, Outcome, RoutePlan, faults
 from tmem_host.vm import routes
+from tmem_host.vm.console import complaints
 from tmem_host.vm.direct import DirectVm
 from tmem_host.vm.guest_results import HogResult, Progress
 from tmem_host.vm.images import KernelImage
@@ -114,7 +115,8 @@ async def _run(plan: RoutePlan, cell: Cell, vm: DirectVm, *, report: Report) -> 
         seconds=seconds,
         evidence=moved,
     )
-    if found := faults(outcome):
+    said = await asyncio.to_thread(vm.console_log.read_text, errors="replace")
+    if found := [*faults(outcome), *(f"the guest's kernel said: {line}" for line in complaints(said)[:1])]:
         outcome.state, outcome.reason = "failed", "; ".join(found)
     return outcome
 

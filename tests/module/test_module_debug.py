@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from framework.console import complaints
 from framework.vm import running_vm
 from tmem_host.errors import NotFound
+from tmem_host.vm.console import complaints
 from tmem_host.vm.images import guest_image
 from tmem_host.vm.modulebuild.module import build_module, with_module
 from tmem_host.vm.spec import VmSpec

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from framework.console import complaints
 from framework.vm import HOG_MIB, MEMORY_MIB, make_sparse, running_vm
+from tmem_host.vm.console import complaints
 from tmem_host.vm.guest_client import GuestRefused
 from tmem_host.vm.images import USUAL, guest_image
 from tmem_host.vm.modulebuild.module import guest_module, with_module

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from framework.console import complaints
 from framework.vm import MEMORY_MIB, running_vm
 from tmem_host.config import MIB
 from tmem_host.core import Engine, Store, TmemServer
+from tmem_host.vm.console import complaints
 from tmem_host.vm.direct import DirectVm
 from tmem_host.vm.guest_client import GuestError, GuestRefused
 from tmem_host.vm.images import guest_image

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from framework.console import complaints
 from framework.vm import MEMORY_MIB, running_vm
 from tmem_host.channel.serial import SerialPort
 from tmem_host.config import MIB
 from tmem_host.core import Engine, Store
+from tmem_host.vm.console import complaints
 from tmem_host.vm.direct import DirectVm
 from tmem_host.vm.images import guest_image
 from tmem_host.vm.modulebuild.module import guest_module, with_module

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from framework.console import complaints
 from tmem_host.errors import NotFound
 from tmem_host.vm import images
+from tmem_host.vm.console import complaints
 from tmem_host.vm.imagebuild import kernel, lockfile
 from tmem_host.vm.imagebuild.cpio import Archive
 from tmem_host.vm.modulebuild import headers, module
