@@ -11,6 +11,14 @@ from .protocol import FAILED, INVALID, OpError, Refusal, Request
 
 Operation = Callable[[Request], dict[str, object]]
 
+
+def _speak(request: Request) -> dict[str, object]:
+    # Imported by who needs it: it brings more modules than the rest of the agent, and all of them are locked in memory.
+    from . import speak
+
+    return speak.OPERATIONS[request.op](request)
+
+
 SHORT: dict[str, Operation] = {
     "hello": stats.hello,
     "meminfo": stats.meminfo,
@@ -30,6 +38,7 @@ LONG: dict[str, Operation] = {
     "module_load": modules.module_load,
     "module_unload": modules.module_unload,
     "debugfs_read": modules.debugfs_read,
+    **dict.fromkeys(("abi_open", "abi_request", "abi_time", "abi_close"), _speak),
 }
 
 

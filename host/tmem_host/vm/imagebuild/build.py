@@ -153,7 +153,7 @@ def check_python(root: Path) -> None:
     argv = [
         str(root / "lib64" / "ld-linux-x86-64.so.2"),
         *("--library-path", str(root / LIBRARIES), str(root / "usr" / "bin" / PYTHON), "-I", "-S", "-B"),
-        *("-c", "import tmem_guest.__main__, tmem_guest.server"),
+        *("-c", "import tmem_guest.__main__, tmem_guest.speak"),
     ]
     done = subprocess.run(argv, env={"PATH": os.defpath}, capture_output=True, text=True, check=False)
     if done.returncode != 0:
