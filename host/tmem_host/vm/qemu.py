@@ -100,7 +100,7 @@ def argv(spec: VmSpec, run: Runtime, version: Version, accel: str) -> list[str]:
     for number, disk in enumerate(spec.disks):
         node = f"disk{number}"
         if isinstance(disk, VhostUserBlk):
-            arguments += _vhost_user(node, disk, version)
+            arguments += vhost_user_blk(node, disk, version)
         elif isinstance(disk, FileDisk):
             arguments += _file_disk(node, disk)
         else:
@@ -108,7 +108,7 @@ def argv(spec: VmSpec, run: Runtime, version: Version, accel: str) -> list[str]:
     for number, device in enumerate(spec.tmem):
         queues = device.queues or spec.vcpus
         if isinstance(device, VhostUserTmem):
-            arguments += _vhost_user_tmem(f"tmem{number}", device, queues, version)
+            arguments += vhost_user_tmem(f"tmem{number}", device, queues, version)
         else:
             arguments += _inline_tmem(f"tmem{number}", device, queues, spec.name)
     return [*arguments, *spec.extra_args]
@@ -147,7 +147,8 @@ def _reconnecting(node: str, socket: Path, reconnect_ms: int, version: Version) 
     return ["-chardev", f"socket,id={node}c,path={comma(socket)},{reconnect}"]
 
 
-def _vhost_user(node: str, disk: VhostUserBlk, version: Version) -> list[str]:
+def vhost_user_blk(node: str, disk: VhostUserBlk, version: Version) -> list[str]:
+    """The socket and the device; the last word can be added to."""
     return [
         *_reconnecting(node, disk.socket, disk.reconnect_ms, version),
         *("-device", f"vhost-user-blk-pci,chardev={node}c,queue-size={disk.queue_size}{_queues(disk.queues)}"),
@@ -170,7 +171,8 @@ def _null_disk(node: str, disk: NullDisk) -> list[str]:
     ]
 
 
-def _vhost_user_tmem(node: str, device: VhostUserTmem, queues: int, version: Version) -> list[str]:
+def vhost_user_tmem(node: str, device: VhostUserTmem, queues: int, version: Version) -> list[str]:
+    """The socket and the device; the last word can be added to."""
     sizes = f"num-queues={queues},queue-size={device.queue_size}"
     return [
         *_reconnecting(node, device.socket, device.reconnect_ms, version),
