@@ -33,6 +33,8 @@ def tmem(*arguments: str | Path, capsys: pytest.CaptureFixture[str]) -> tuple[in
         (("vm", "add", "web", "--size", "1G", "--codec", "gzip"), 2, "lz4, zstd, none"),
         (("vm", "add", "../web", "--size", "1G"), 2, "cannot name a VM"),
         (("vm", "add", "web", "--size", "5000"), 2, "multiple of 4096"),
+        (("vm", "add", "web", "--channel", "serial", "--size", "1G"), 2, "--size is for"),
+        (("vm", "add", "web", "--channel", "radio"), 2, "blk, tmem, serial"),
         (("vm", "set", "web"), 2, "nothing to change"),
         (("vm", "set", "web", "--cap", "1G", "--no-cap"), 2, "exclude"),
         (("vm", "show", "../../etc/passwd"), 2, "cannot name a VM"),
@@ -72,6 +74,12 @@ def test_a_vm_by_command(
     code, out, _ = tmem("vm", "add", "web", "--size", "4M", "--cap", "6M", capsys=capsys)
     assert code == 0
     assert f"path={agent.state}/vms/web.sock" in out
+    code, out, _ = tmem("vm", "add", "port", "--channel", "serial", "--channel", "tmem", capsys=capsys)
+    assert code == 0
+    assert f"path={agent.state}/vms/port.serial.sock,server=on,wait=off" in out
+    assert "name=org.kvm-tmem.pages.0" in out
+    assert "vhost-user-tmem-pci,chardev=tmem-tmem" in out
+    assert tmem("vm", "remove", "port", capsys=capsys)[0] == 0
     code, out, _ = tmem("vm", "add", "db", "--size", "4M", "--codec", "zstd", "--json", capsys=capsys)
     assert json.loads(out)["codec"] == "zstd"
     code, out, _ = tmem("vm", "list", capsys=capsys)

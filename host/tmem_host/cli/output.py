@@ -91,26 +91,40 @@ def print_vm(vm: VmInfo) -> None:
 
 def print_how(vm: VmInfo) -> None:
     """What to give to QEMU, and to type in the guest."""
-    lines = [
-        "",
-        "Give it to QEMU, whose guest memory has to be shared:",
-        "  -object memory-backend-memfd,id=mem,size=MEMORY,share=on -machine memory-backend=mem \\",
-    ]
-    devices = []
+    from tmem_host.vm.qemu import PAGES_PORT
+
+    print()
+    kinds = [channel.kind for channel in vm.channels]
+    options = []
+    if kinds != ["serial"]:
+        options += ["-object memory-backend-memfd,id=mem,size=MEMORY,share=on -machine memory-backend=mem"]
     for channel in vm.channels:
-        node = f"tmem-{channel.kind}" if len(vm.channels) > 1 else "tmem"
-        devices.append(f"  -chardev socket,id={node},path={channel.socket},reconnect=1")
-        devices.append(f"  -device vhost-user-{channel.kind}-pci,chardev={node},num-queues={vm.queues}")
-    lines.append(" \\\n".join(devices))
-    kinds = {channel.kind for channel in vm.channels}
+        node = f"tmem-{channel.kind}" if len(kinds) > 1 else "tmem"
+        if channel.kind == "serial":
+            options += [
+                "-device virtio-serial-pci",
+                f"-chardev socket,id={node},path={channel.socket},server=on,wait=off",
+                f"-device virtserialport,chardev={node},name={PAGES_PORT}",
+            ]
+        else:
+            options += [
+                f"-chardev socket,id={node},path={channel.socket},reconnect=1",
+                f"-device vhost-user-{channel.kind}-pci,chardev={node},num-queues={vm.queues}",
+            ]
+    print("Give it to QEMU:" if kinds == ["serial"] else "Give it to QEMU, whose guest memory has to be shared:")
+    print(" \\\n".join(f"  {option}" for option in options))
     if "tmem" in kinds:
-        lines.append("vhost-user-tmem-pci is a device of the patched QEMU (qemu-patches/).")
+        print("vhost-user-tmem-pci is a device of the patched QEMU (qemu-patches/).")
+    print("In the guest:")
     if "blk" in kinds:
-        lines.append(
-            "In the guest, for each device /dev/vdX: echo 0 > /sys/block/vdX/queue/rotational; mkswap /dev/vdX; "
-            "swapon --discard /dev/vdX"
-        )
-    print("\n".join(lines))
+        print("  echo 0 > /sys/block/vdX/queue/rotational; mkswap /dev/vdX; swapon --discard /dev/vdX")
+    swap = "mkswap /dev/tmem0; swapon /dev/tmem0"
+    if "tmem" in kinds:
+        print(f"  insmod tmem.ko blkdev_mib=MIB; {swap}")
+    if "tmem" in kinds and "serial" in kinds:
+        print("or, as the module has one channel:")
+    if "serial" in kinds:
+        print(f"  insmod tmem.ko channel=serial blkdev_mib=MIB; let tmem_guest lend the port (guest/README.md); {swap}")
 
 
 def print_store(info: StoreInfo) -> None:

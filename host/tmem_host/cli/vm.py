@@ -11,19 +11,19 @@ from tmem_host.cli.options import CODECS, Json, Name, State, client, either, siz
 
 app = typer.Typer(no_args_is_help=True, help="Add, list, change, freeze and remove VMs.")
 
-#: --channel, and the channels that it means.
-CHANNELS = {"blk": ("blk",), "tmem": ("tmem",), "both": ("blk", "tmem")}
+CHANNELS = ("blk", "tmem", "serial")
 
 Size = Annotated[
     int | None, typer.Option("--size", parser=size, metavar="SIZE", help="Size of the swap device (blk), as 2G.")
 ]
 Channel = Annotated[
-    str,
+    list[str],
     typer.Option(
         "--channel",
-        parser=either(tuple(CHANNELS)),
+        parser=either(CHANNELS),
         metavar="|".join(CHANNELS),
-        help="blk: a swap device, for any guest. tmem: tmem requests, for a guest with the driver.",
+        help="Once for each. blk: a swap device, for any guest. tmem, serial: requests of a guest with the module, by "
+        "a device of the patched QEMU, or by a port of any.",
     ),
 ]
 Codec = Annotated[str, typer.Option("--codec", parser=either(CODECS), metavar="|".join(CODECS))]
@@ -38,11 +38,14 @@ Cap = Annotated[int | None, typer.Option("--cap", parser=size, metavar="SIZE", s
 Weight = Annotated[int, typer.Option("--weight", min=1, max=10_000, help="Who is evicted last.")]
 
 
-@app.command(epilog="Examples: tmem vm add web --size 2G --cap 1G; tmem vm add db --channel tmem --cap 4G")
+@app.command(
+    epilog="Examples: tmem vm add web --size 2G --cap 1G; tmem vm add db --channel tmem --cap 4G; "
+    "tmem vm add all --channel blk --channel serial --size 2G"
+)
 def add(
     name: Annotated[str, typer.Argument(help="The VM's name: a-z, 0-9, dot, underscore, dash.", metavar="NAME")],
     size_bytes: Size = None,
-    channel: Channel = "blk",
+    channel: Channel = ["blk"],  # noqa: B006 - typer copies it
     codec: Codec = "lz4",
     queues: Annotated[int, typer.Option(min=1, max=16, help="Request queues: one a vCPU is plenty.")] = 2,
     poll_us: Poll = 0,
@@ -52,16 +55,16 @@ def add(
     state: State = None,
     as_json: Json = False,
 ) -> None:
-    """Make a VM: its place in the store, and a vhost-user socket for each channel of its monitor."""
+    """Make a VM: its place in the store, and a socket for each channel to its monitor."""
     from tmem_host.cli.output import print_how, print_json, print_vm
 
-    if ("blk" in CHANNELS[channel]) != (size_bytes is not None):
-        raise typer.BadParameter("--size is for the swap device of --channel blk or both, which need it")
+    if ("blk" in channel) != (size_bytes is not None):
+        raise typer.BadParameter("--size is for the swap device of --channel blk, which needs it")
     wanted = _valid(
         "VmCreate",
         name=name,
         size_bytes=size_bytes,
-        channels=CHANNELS[channel],
+        channels=channel,
         codec=codec,
         queues=queues,
         poll_us=poll_us,
