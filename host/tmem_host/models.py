@@ -167,19 +167,20 @@ class GuestReport(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
-    mem_total_bytes: GuestCount | None = None
-    mem_available_bytes: GuestCount | None = None
-    swap_total_bytes: GuestCount | None = None
-    swap_free_bytes: GuestCount | None = None
-    #: Pages since the guest booted (``pswpin``, ``pswpout`` and ``pgmajfault`` of /proc/vmstat).
-    pages_swapped_in: GuestCount | None = None
-    pages_swapped_out: GuestCount | None = None
-    major_faults: GuestCount | None = None
-    #: Percent of the last 10 and 60 seconds in which some, or all, tasks waited for memory (/proc/pressure/memory).
-    pressure_some_avg10: Percent | None = None
-    pressure_some_avg60: Percent | None = None
-    pressure_full_avg10: Percent | None = None
-    pressure_full_avg60: Percent | None = None
+    uptime_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    #: Bytes (/proc/meminfo).
+    mem_total: GuestCount | None = None
+    mem_available: GuestCount | None = None
+    swap_total: GuestCount | None = None
+    swap_free: GuestCount | None = None
+    #: Pages since the guest booted (/proc/vmstat).
+    pswpin: GuestCount | None = None
+    pswpout: GuestCount | None = None
+    #: Percent of the last 10 seconds in which some, or all, tasks waited for memory (/proc/pressure/memory).
+    psi_some_avg10: Percent | None = None
+    psi_full_avg10: Percent | None = None
+    #: The module's, by source and name, as ``blkdev_puts``.
+    counters: Annotated[dict[str, GuestCount], Field(max_length=64)] = {}
     #: Seconds since it came: the host's word.
     age_seconds: float | None = None
 

@@ -11,10 +11,11 @@ from pydantic import ValidationError
 
 from framework.pages import DENSE, fill, opened, page, wrong
 from tmem_host import state as states
+from tmem_host.channel.control import GuestReports
 from tmem_host.config import AgentConfig
 from tmem_host.core import Store, worst_case_bytes
-from tmem_host.errors import Conflict, Corrupt, NotFound
-from tmem_host.models import VmCreate, VmUpdate
+from tmem_host.errors import Conflict, Corrupt, InvalidInput, NotFound
+from tmem_host.models import GuestReport, VmCreate, VmUpdate
 from tmem_host.service import Service
 
 MIB = 1 << 20
@@ -161,3 +162,49 @@ def test_a_state_of_an_older_agent_is_understood(config: AgentConfig) -> None:
     config.state_file.write_text(text)
     Service.open(config).close()
     assert states.load(config.state_file).vms["web"].pool == 0
+
+
+def told(**fields: object) -> GuestReport | None:
+    """What is kept of a report with these fields, and nothing else."""
+    reports = GuestReports()
+    reports({"op": "report"} | fields)
+    return reports.latest()
+
+
+def test_a_report_keeps_what_it_knows() -> None:
+    assert GuestReports().latest() is None
+    kept = told(mem_total=1 << 26, psi_some_avg10=12, blkdev_puts=7, colour="red", counters={"x": 1}, age_seconds=-9)
+    assert kept is not None
+    assert (kept.mem_total, kept.psi_some_avg10, kept.pswpin) == (1 << 26, 12.0, None)
+    assert kept.counters == {"blkdev_puts": 7}
+    assert GuestReport.model_validate_json(kept.model_dump_json()) == kept
+    assert kept.age_seconds is not None
+    assert kept.age_seconds >= 0
+    assert "colour" not in kept.model_dump()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"op": "hello"},
+        {"op": ["report"]},
+        {"mem_total": "much"},
+        {"mem_total": -1},
+        {"mem_total": 1 << 63},
+        {"mem_total": True},
+        {"psi_some_avg10": 101},
+        {"psi_full_avg10": float("nan")},
+        {"pswpin": 1.5},
+        {"blkdev_puts": [1]},
+        {f"blkdev_{a}{b}": 1 for a in "abcdefghij" for b in "abcdefghij"},
+    ],
+    ids=str,
+)
+def test_a_report_of_another_shape_is_refused(fields: dict[str, object]) -> None:
+    reports = GuestReports()
+    reports({"op": "report", "mem_total": 5})
+    with pytest.raises(InvalidInput):
+        reports({"op": "report", "mem_total": 6} | fields)
+    kept = reports.latest()
+    assert kept is not None
+    assert kept.mem_total == 5

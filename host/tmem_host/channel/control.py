@@ -8,10 +8,11 @@ is read in this thread, so that nothing which waits in the API's loop waits for 
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import Coroutine
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from pydantic import ValidationError
 
@@ -21,6 +22,9 @@ from tmem_host.models import GuestReport
 from tmem_host.state import first_error
 
 T = TypeVar("T")
+
+#: What the module counts, by source and name.
+_COUNTER: Final = re.compile("(blkdev|frontswap|cleancache)_[a-z_]{1,32}")
 
 
 class ControlLoop:
@@ -86,7 +90,10 @@ class SerialChannel:
 
 
 class GuestReports:
-    """The latest that a guest said of itself; called with each of its control messages."""
+    """The latest that a guest said of itself; called with each of its control messages.
+
+    A report is ``{"op": "report", ...}`` with the fields of :class:`GuestReport`, those of ``counters`` beside the others.
+    """
 
     def __init__(self) -> None:
         #: Replaced as one, so that readers in other threads see a report and its time.
@@ -96,8 +103,9 @@ class GuestReports:
         """Keeps a report.  Raises InvalidInput for what is none; the one before stays then."""
         if message.get("op") != "report":
             raise InvalidInput("it is no report")
+        counters = {name: value for name, value in message.items() if _COUNTER.fullmatch(name)}
         try:
-            report = GuestReport.model_validate(message)
+            report = GuestReport.model_validate({**message, "counters": counters})
         except ValidationError as error:
             raise InvalidInput(f"a report with {first_error(error)}") from error
         self._latest = report, time.monotonic()
