@@ -8,6 +8,7 @@ from pathlib import Path
 from conformance.speaker import Ability, Speaker
 from tmem_host.channel.abi import DATA_MAX, FEATURES_ALL, Feature
 from tmem_host.channel.reference import ReferenceChannel, ReferenceHost
+from tmem_host.channel.reference_port import ReferencePort
 from tmem_host.core import Engine, Store
 
 _LIMIT = 256 << 20
@@ -93,6 +94,10 @@ class ReferenceSpeaker(Speaker):
 
     def request(self, message: bytes, room: int | None = None) -> bytes:
         return self._channel.request(message, DATA_MAX if room is None else room)
+
+    def port(self, secret: bytes) -> ReferencePort:
+        """The channel as a stream's; no HELLO was said on it."""
+        return ReferencePort(self._channel, secret)
 
     def reset(self) -> None:
         self._channel.reset()

@@ -72,6 +72,13 @@ class StreamSpeaker(ServedSpeaker):
         self.guest.close()
         self.guest = FakeGuest(self._listener)
 
+    def raw(self) -> socket.socket:
+        """The server's next connection, on which nothing was read yet."""
+        self.guest.close()
+        connection, _ = self._listener.accept()
+        connection.settimeout(_PATIENCE)
+        return connection
+
     def channel(self) -> Speaker:
         return self.keep(StreamSpeaker(self._store, self._vm, self._folder, self._engine))
 
