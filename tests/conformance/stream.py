@@ -18,8 +18,8 @@ class FakeGuest:
     """The other end of one connection, in step."""
 
     def __init__(self, listener: socket.socket) -> None:
-        self._stream, _ = listener.accept()
-        self._stream.settimeout(_PATIENCE)
+        self.stream, _ = listener.accept()
+        self.stream.settimeout(_PATIENCE)
         self._reader = FrameReader()
         self._frames: list[tuple[Kind, bytes]] = []
         kind, token = self.frame()
@@ -27,12 +27,12 @@ class FakeGuest:
         self.send(Kind.SYNC, token)
 
     def send(self, kind: Kind, body: bytes) -> None:
-        self._stream.sendall(encode(kind, body))
+        self.stream.sendall(encode(kind, body))
 
     def frame(self) -> tuple[Kind, bytes]:
         """The next frame of the host."""
         while not self._frames:
-            data = self._stream.recv(1 << 20)
+            data = self.stream.recv(1 << 20)
             assert data, "the host hung up"
             self._frames.extend(self._reader.feed(data))
         return self._frames.pop(0)
@@ -45,7 +45,7 @@ class FakeGuest:
         return body
 
     def close(self) -> None:
-        self._stream.close()
+        self.stream.close()
 
 
 class StreamSpeaker(ServedSpeaker):

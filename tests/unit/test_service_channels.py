@@ -66,6 +66,22 @@ def test_each_channel_has_a_socket(service: Service, config: AgentConfig) -> Non
     assert not any(path.exists() for path in paths)
 
 
+def test_a_vm_with_every_channel(service: Service, config: AgentConfig) -> None:
+    made = service.create_vm(VmCreate(name="all", size_bytes=4 * MIB, channels=("serial", "blk", "tmem")))
+    assert [(c.kind, c.state) for c in made.channels] == [
+        ("serial", "waiting"),
+        ("blk", "listening"),
+        ("tmem", "listening"),
+    ]
+    # The monitor makes this one.
+    assert not config.vm_socket("all", "serial").exists()
+    assert service.channel("all").counters["control_refused"] == 0
+    assert service.guest_report("all") is None
+    assert service.update_vm("all", VmUpdate(poll_us=20)).poll_us == 20
+    service.remove_vm("all")
+    assert service.create_vm(VmCreate(name="all", channels=("serial",))).channel == "waiting"
+
+
 def test_two_vms_have_no_socket_in_common(service: Service) -> None:
     service.create_vm(VmCreate(name="web", channels=("tmem",)))
     with pytest.raises(Conflict, match="has that socket"):

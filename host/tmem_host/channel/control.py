@@ -92,7 +92,8 @@ class SerialChannel:
 class GuestReports:
     """The latest that a guest said of itself; called with each of its control messages.
 
-    A report is ``{"op": "report", ...}`` with the fields of :class:`GuestReport`, those of ``counters`` beside the others.
+    A report is ``{"op": "report", ...}`` with the fields of :class:`GuestReport`; those of ``counters`` are beside
+    the others.
     """
 
     def __init__(self) -> None:
