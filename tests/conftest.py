@@ -8,12 +8,19 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from framework.agents import LIMIT, AgentFactory
 from tmem_host.agent_process import AgentProcess
 from tmem_host.config import AgentConfig
+
+if TYPE_CHECKING:
+    import httpx
+    from fastapi import FastAPI
+
+    from tmem_host.service import Service
 
 
 def pytest_configure() -> None:
@@ -47,6 +54,33 @@ def arena(shared: Path) -> Path:
 @pytest.fixture
 def config(state: Path, arena: Path) -> AgentConfig:
     return AgentConfig(state=state, arena=arena, limit=LIMIT)
+
+
+@pytest.fixture
+def service(config: AgentConfig) -> Iterator[Service]:
+    """The agent's service in this process, its channels listening."""
+    from tmem_host.service import Service
+
+    running = Service.open(config)
+    running.start_channels()
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def app(service: Service) -> FastAPI:
+    """The API over ``service``."""
+    from tmem_host.api.app import make_app
+
+    return make_app(service)
+
+
+@pytest.fixture
+def api(app: FastAPI) -> httpx.AsyncClient:
+    """A client of ``app``, in this process, below ``/v1``."""
+    from framework.api import client_of
+
+    return client_of(app)
 
 
 @pytest.fixture

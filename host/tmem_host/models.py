@@ -347,6 +347,44 @@ class StoreInfo(BaseModel):
     recovery: dict[str, Any]
 
 
+class TierInfo(BaseModel):
+    """One place where pages lie."""
+
+    #: memory: compressed, in the arena.
+    kind: Literal["memory"]
+    path: str
+    limit_bytes: int
+    held_bytes: int
+    pages: int
+
+
+class TierList(BaseModel):
+    """Tiers, the fastest first."""
+
+    tiers: list[TierInfo]
+
+
+class HostFinding(BaseModel):
+    """One thing that was looked at, as ``tmem doctor`` does: works, works without something, or nothing runs."""
+
+    subject: str
+    state: Literal["ok", "limited", "missing"]
+    found: str
+    advice: str
+
+
+class HostInfo(BaseModel):
+    """The host of the agent."""
+
+    name: str
+    kernel: str
+    cpus: int
+    memory_bytes: int
+    #: 1, 5 and 15 minutes.
+    load: list[float]
+    findings: list[HostFinding]
+
+
 class Health(BaseModel):
     """That the agent answers, and who it is."""
 

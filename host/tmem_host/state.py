@@ -129,7 +129,11 @@ def first_error(error: ValidationError) -> str:
 
 def save(path: Path, state: State) -> None:
     """Replaces ``path`` by ``state``; when it returns, the new text is on the disk.  Else the old one stays."""
-    text = json.dumps(state.model_dump(mode="json", by_alias=True), indent=2, sort_keys=True) + "\n"
+    write_private(path, json.dumps(state.model_dump(mode="json", by_alias=True), indent=2, sort_keys=True) + "\n")
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replaces ``path``, mode 0600, by ``text``, durably: the new text or the old one.  Raises NoSpace, Denied."""
     temporary = path.with_name(f".{path.name}.new")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

@@ -3,44 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
-from tmem_host.api.app import make_app
-from tmem_host.config import AgentConfig
-from tmem_host.models import Problem
+from framework.api import WEB, problem
 from tmem_host.service import Service
 
 MIB = 1 << 20
-WEB: dict[str, Any] = {"name": "web", "size_bytes": 4 * MIB}
-
-
-@pytest.fixture
-def app(config: AgentConfig) -> Iterator[FastAPI]:
-    service = Service.open(config)
-    service.start_channels()
-    yield make_app(service)
-    service.close()
-
-
-@pytest.fixture
-def api(app: FastAPI) -> httpx.AsyncClient:
-    # A handler's bug has to be an answer too, so exceptions are not passed on to the test.
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    return httpx.AsyncClient(transport=transport, base_url="http://agent/v1")
-
-
-def problem(answer: httpx.Response, status: int, kind: str) -> Problem:
-    assert answer.status_code == status
-    assert answer.headers["content-type"] == "application/problem+json"
-    found = Problem.model_validate_json(answer.content)
-    assert (found.status, found.kind, found.type) == (status, kind, f"urn:tmem:error:{kind}")
-    assert "\n" not in found.detail
-    return found
 
 
 async def test_a_vm_from_post_to_delete(api: httpx.AsyncClient) -> None:

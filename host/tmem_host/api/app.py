@@ -1,83 +1,67 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Routes.  Each calls one method of the service; plain functions run in worker threads, so none blocks the loop."""
+"""The API as a whole.  Each route calls one method of the service; plain functions run in worker threads, so none
+blocks the loop."""
 
 from __future__ import annotations
 
-from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Any, Final
 
-from fastapi import APIRouter, FastAPI, Path, Response
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
 
 from tmem_host import __version__
-from tmem_host.api.problems import RESPONSES, install
-from tmem_host.config import VM_NAME
-from tmem_host.models import ChannelInfo, ChannelKind, Health, StoreInfo, VmCreate, VmInfo, VmList, VmUpdate
+from tmem_host.api import agent, pools, vms
+from tmem_host.api.parameters import answers
+from tmem_host.api.problems import install
+from tmem_host.api.scoped import SCOPE_KEY, ScopedRoute
+from tmem_host.audit import FILE as AUDIT_FILE
+from tmem_host.audit import AuditLog
 from tmem_host.service import Service
 
-Name = Annotated[str, Path(pattern=f"^{VM_NAME.pattern}$", description="The VM's name", examples=["web-1"])]
+_SCHEME: Final = "token"
+_ABOUT: Final = """The agent of one host: VMs that swap to its memory, their pools and quotas, and benches.
 
-
-def _answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: RESPONSES[status] for status in statuses}
+Over the Unix socket whoever can open it may do everything.  Over TCP every request needs a bearer token; what its scope
+(`x-tmem-scope` of a route) does not reach is answered with 403.  Sizes are bytes, or text like `512M`; times are in the
+unit that a field's name says.  Errors are `application/problem+json` (RFC 9457) with a `hint` of what to do."""
 
 
 def make_app(service: Service) -> FastAPI:
     """The API of ``service``."""
+    app = FastAPI(title="tmem agent", version=__version__, description=_ABOUT, docs_url=None, redoc_url=None)
+    app.state.audit = AuditLog(service.config.state / AUDIT_FILE)
     v1 = APIRouter(prefix="/v1")
-
-    @v1.get("/health", tags=["agent"])
-    def health() -> Health:
-        """That the agent answers."""
-        return service.health()
-
-    @v1.get("/store", tags=["store"])
-    def store() -> StoreInfo:
-        """Limits, what is held, and how the arena was found at the start."""
-        return service.store_info()
-
-    @v1.get("/vms", tags=["vms"])
-    def list_vms() -> VmList:
-        """Every VM, by name."""
-        return service.list_vms()
-
-    @v1.post("/vms", tags=["vms"], status_code=HTTPStatus.CREATED, responses=_answers(403, 409, 422, 507))
-    def create_vm(wanted: VmCreate, response: Response) -> VmInfo:
-        """Makes a VM: a pool, and a vhost-user-blk socket for its monitor.  Durable when this answers."""
-        made = service.create_vm(wanted)
-        response.headers["Location"] = f"/v1/vms/{made.name}"
-        return made
-
-    @v1.get("/vms/{name}", tags=["vms"], responses=_answers(404, 422))
-    def get_vm(name: Name) -> VmInfo:
-        """One VM."""
-        return service.get_vm(name)
-
-    @v1.patch("/vms/{name}", tags=["vms"], responses=_answers(404, 409, 422, 507))
-    def update_vm(name: Name, change: VmUpdate) -> VmInfo:
-        """Changes quota, codec or polling while the guest runs: all of it or nothing."""
-        return service.update_vm(name, change)
-
-    @v1.delete("/vms/{name}", tags=["vms"], status_code=HTTPStatus.NO_CONTENT, responses=_answers(404, 422))
-    def remove_vm(name: Name) -> None:
-        """Forgets a VM and every page of it.  A guest that still swaps gets I/O errors."""
-        service.remove_vm(name)
-
-    @v1.post("/vms/{name}/freeze", tags=["vms"], responses=_answers(404, 422))
-    def freeze_vm(name: Name) -> VmInfo:
-        """Refuses puts, obeys flushes, until thawed."""
-        return service.freeze_vm(name)
-
-    @v1.post("/vms/{name}/thaw", tags=["vms"], responses=_answers(404, 422))
-    def thaw_vm(name: Name) -> VmInfo:
-        """Ends a freeze."""
-        return service.thaw_vm(name)
-
-    @v1.get("/vms/{name}/channel", tags=["vms"], responses=_answers(404, 422))
-    def channel(name: Name, kind: ChannelKind | None = None) -> ChannelInfo:
-        """The state and the counters of one of the VM's channels: the first, if none is named."""
-        return service.channel(name, kind)
-
-    app = FastAPI(title="tmem agent", version=__version__, docs_url=None, redoc_url=None)
-    app.include_router(v1)
+    for part in (agent, vms, pools):
+        v1.include_router(part.router(service))
+    app.include_router(v1, responses=answers(401, 403, 413, 422, 429))
     install(app)
+    _describe(app)
     return app
+
+
+def scoped_routes(app: FastAPI) -> list[ScopedRoute]:
+    """Every route with a scope."""
+    return [route for route in app.routes if isinstance(route, ScopedRoute)]
+
+
+def _describe(app: FastAPI) -> None:
+    """Adds to the OpenAPI description who may call what."""
+    for route in app.routes:
+        if isinstance(route, APIRoute):
+            assert isinstance(route, ScopedRoute), route.path
+            route.openapi_extra = {**(route.openapi_extra or {}), SCOPE_KEY: route.needs, "security": [{_SCHEME: []}]}
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            described = plain()
+            described.setdefault("components", {})["securitySchemes"] = {
+                _SCHEME: {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "Over TCP only; made with `tmem token add`.",
+                }
+            }
+        return app.openapi_schema or plain()
+
+    app.openapi = openapi  # type: ignore[method-assign]

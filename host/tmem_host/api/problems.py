@@ -72,10 +72,16 @@ def install(app: FastAPI) -> None:
 RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": Problem, "description": description, "content": {MEDIA_TYPE: {}}}
     for status, description in {
-        403: "The operating system says no",
-        404: "No such VM",
+        401: "No token, or none that the agent knows (over TCP)",
+        403: "The scope of the token, or the operating system, says no",
+        404: "Nothing of that name is there",
         409: "Exists already, or not in this state",
+        412: "It is no longer what `If-Match` says",
+        413: "The body is too large",
         422: "The request is not valid",
+        428: "`If-Match` is required",
+        429: "Too many requests: `Retry-After` says how many seconds to wait (over TCP)",
+        503: "This host lacks something that is needed",
         507: "Quota, limit or file system too small",
     }.items()
 }

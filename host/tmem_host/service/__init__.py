@@ -19,12 +19,12 @@ import logging
 
 from tmem_host import state as states
 from tmem_host.core import core_errors
-from tmem_host.service.vms import Vms
+from tmem_host.service.pools import Pools
 
 log = logging.getLogger(__name__)
 
 
-class Service(Vms):
+class Service(Pools):
     """All of it.  Made by :meth:`open`, ended by :meth:`close`."""
 
     def close(self) -> None:

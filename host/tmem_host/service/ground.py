@@ -6,21 +6,28 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import platform
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from tmem_host import __version__
 from tmem_host import state as states
-from tmem_host.config import AgentConfig, default_arena
+from tmem_host.config import AgentConfig, default_arena, host_memory
 from tmem_host.core import Store, core_errors
 from tmem_host.errors import Conflict, NotFound, TmemError
-from tmem_host.models import Health, StoreInfo
+from tmem_host.models import Health, HostFinding, HostInfo, StoreInfo, TierInfo, TierList
 from tmem_host.reconcile import reconcile
 from tmem_host.state import State, VmEntry
 
+if TYPE_CHECKING:
+    from tmem_host.doctor import Finding
+
 log = logging.getLogger(__name__)
+
+#: How long what was found about the host is told again.
+_EXAMINED_SECONDS: Final = 60.0
 
 
 class Ground:
@@ -35,6 +42,7 @@ class Ground:
         self._changing = threading.RLock()
         self._closed = False
         self._started = time.monotonic()
+        self._examined: tuple[float, list[Finding]] = (float("-inf"), [])
         self.recovery: dict[str, Any] = store.recovery()
 
     @classmethod
@@ -71,6 +79,39 @@ class Ground:
         stats = self._store.stats()
         fields = {name: stats[name] for name in StoreInfo.model_fields if name in stats}
         return StoreInfo.model_validate({**fields, "arena": str(self._state.arena), "recovery": self.recovery})
+
+    def tiers(self) -> TierList:
+        """The arena: there is no other tier."""
+        info = self.store_info()
+        return TierList(
+            tiers=[
+                TierInfo(
+                    kind="memory",
+                    path=info.arena,
+                    limit_bytes=info.limit_bytes,
+                    held_bytes=info.held_bytes,
+                    pages=info.pages,
+                )
+            ]
+        )
+
+    def host_info(self) -> HostInfo:
+        """Facts, and what ``tmem doctor`` finds without booting anything, at most a minute old."""
+        from tmem_host.doctor import examine
+
+        when, found = self._examined
+        if time.monotonic() - when > _EXAMINED_SECONDS:
+            # That an agent answers need not be asked of this one.
+            found = [finding for finding in examine(self.config.state, trial=False) if finding.subject != "agent"]
+            self._examined = (time.monotonic(), found)
+        return HostInfo(
+            name=platform.node(),
+            kernel=platform.release(),
+            cpus=os.cpu_count() or 1,
+            memory_bytes=host_memory(),
+            load=list(os.getloadavg()),
+            findings=[HostFinding.model_validate(finding.model_dump()) for finding in found],
+        )
 
     # -- inside -------------------------------------------------------------------------------------------------
 

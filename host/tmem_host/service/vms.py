@@ -5,13 +5,24 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Collection
 from typing import Any
 
 from tmem_host.channel.control import ControlLoop
 from tmem_host.config import PAGE_SIZE, AgentConfig, check_socket_path, format_size
 from tmem_host.core import Store, core_errors, worst_case_bytes
-from tmem_host.errors import Conflict, NotFound
-from tmem_host.models import ChannelInfo, ChannelKind, GuestReport, PoolInfo, VmCreate, VmInfo, VmList, VmUpdate
+from tmem_host.errors import Changed, Conflict, NotFound
+from tmem_host.models import (
+    ChannelInfo,
+    ChannelKind,
+    GuestReport,
+    PoolInfo,
+    VmCreate,
+    VmInfo,
+    VmList,
+    VmSettings,
+    VmUpdate,
+)
 from tmem_host.reconcile import make_device_pool, promised, set_quota
 from tmem_host.service.ground import Ground
 from tmem_host.state import State, VmEntry
@@ -37,10 +48,14 @@ class Vms(Ground):
 
     # -- reading ------------------------------------------------------------------------------------------------
 
-    def list_vms(self) -> VmList:
+    def list_vms(self, *, after: str = "", limit: int | None = None) -> VmList:
+        """By name, those behind ``after``, at most ``limit``."""
         vms, pools = self._figures()
         entries = sorted(self._state.vms.values(), key=lambda entry: entry.name)
-        return VmList(vms=[self._info(entry, vms[entry.name], pools) for entry in entries if entry.name in vms])
+        found = [entry for entry in entries if entry.name in vms and entry.name > after]
+        page = found if limit is None else found[:limit]
+        more = page[-1].name if len(page) < len(found) else None
+        return VmList(vms=[self._info(entry, vms[entry.name], pools) for entry in page], next=more)
 
     def get_vm(self, name: str) -> VmInfo:
         entry = self._entry(name)
@@ -48,6 +63,11 @@ class Vms(Ground):
         if name not in vms:
             raise NotFound(f"there is no VM {name}", "see 'tmem vm list'")
         return self._info(entry, vms[name], pools)
+
+    def settings(self, name: str) -> tuple[VmSettings, str]:
+        """What can be set of a VM, and the version of it."""
+        entry = self._entry(name)
+        return entry.settings, entry.version
 
     def channel(self, name: str, kind: ChannelKind | None = None) -> ChannelInfo:
         """All that a channel of the VM counts; the first one's when ``kind`` is None."""
@@ -88,11 +108,16 @@ class Vms(Ground):
             log.info("VM %s made: %s, %s, codec %s", entry.name, channels, format_size(size), entry.codec)
             return self.get_vm(entry.name)
 
-    def update_vm(self, name: str, change: VmUpdate) -> VmInfo:
-        """Changes quota, codec or polling while the guest runs.  All of it, or nothing and an error."""
+    def update_vm(self, name: str, change: VmUpdate, *, versions: Collection[str] | None = None) -> VmInfo:
+        """Changes quota, codec or polling while the guest runs.  All of it, or nothing and an error.
+
+        ``versions``: the settings have to be one of these, else :class:`Changed`; None: whatever they are.
+        """
         with self._changing:
             self._check_open()
             old = self._entry(name)
+            if versions is not None and old.version not in versions:
+                raise Changed(f"the settings of VM {name} are no longer those", "read them again, then change them")
             new = VmEntry.model_validate({**old.model_dump(), **change.model_dump(exclude_unset=True)})
             if new.cap is not None and new.cap < new.reservation:
                 raise Conflict(
@@ -106,6 +131,10 @@ class Vms(Ground):
                 undo.pop_all()
             log.info("VM %s changed: %s", name, change.model_dump(exclude_unset=True))
             return self.get_vm(name)
+
+    def replace_settings(self, name: str, settings: VmSettings, *, versions: Collection[str] | None = None) -> VmInfo:
+        """As :meth:`update_vm`, with all settings."""
+        return self.update_vm(name, VmUpdate.model_validate(settings.model_dump()), versions=versions)
 
     def freeze_vm(self, name: str) -> VmInfo:
         """Puts are refused and flushes obeyed until :meth:`thaw_vm`.  Nothing happens when it is frozen already."""

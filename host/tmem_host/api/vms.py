@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Routes of VMs: made, changed, frozen, removed; their settings, channels and shared pools."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Response
+
+from tmem_host.api.parameters import PAGE, IfMatch, Limit, Name, NameCursor, answers, etag, versions
+from tmem_host.api.scoped import ScopedRoute
+from tmem_host.errors import NotFound
+from tmem_host.models import (
+    ChannelInfo,
+    ChannelKind,
+    GuestReport,
+    Shared,
+    Uuid,
+    VmCreate,
+    VmInfo,
+    VmList,
+    VmSettings,
+    VmUpdate,
+)
+from tmem_host.service import Service
+
+SharedUuid = Annotated[
+    Uuid, Path(description="The shared pool's uuid", examples=["00112233-4455-6677-8899-aabbccddeeff"])
+]
+_ETAG: dict[int | str, dict[str, Any]] = {
+    200: {"headers": {"ETag": {"description": "The version of the VM's settings", "schema": {"type": "string"}}}}
+}
+
+
+def router(service: Service) -> APIRouter:
+    """The routes below ``/vms``."""
+    vms = APIRouter(prefix="/vms", tags=["vms"], route_class=ScopedRoute)
+
+    @vms.get("", responses=answers(422))
+    def list_vms(limit: Limit = PAGE, cursor: NameCursor = None) -> VmList:
+        """VMs by name, a page of them."""
+        return service.list_vms(after=cursor or "", limit=limit)
+
+    @vms.post("", status_code=HTTPStatus.CREATED, responses=answers(403, 409, 422, 507))
+    def create_vm(wanted: VmCreate, response: Response) -> VmInfo:
+        """Makes a VM: its place in the store, a socket for each channel of its monitor.  Durable when this answers."""
+        made = service.create_vm(wanted)
+        response.headers["Location"] = f"/v1/vms/{made.name}"
+        response.headers["ETag"] = etag(made.version)
+        return made
+
+    @vms.get("/{name}", responses={**answers(404, 422), **_ETAG})
+    def get_vm(name: Name, response: Response) -> VmInfo:
+        """One VM.  The tag is its settings', for `If-Match`: counters move all the time."""
+        found = service.get_vm(name)
+        response.headers["ETag"] = etag(found.version)
+        return found
+
+    @vms.patch("/{name}", responses={**answers(404, 409, 412, 422, 507), **_ETAG})
+    def update_vm(name: Name, change: VmUpdate, response: Response, if_match: IfMatch = None) -> VmInfo:
+        """Changes quota, codec or polling while the guest runs: all of it or nothing.
+
+        A field that is left out stays as it is, so `If-Match` may be left out, too.
+        """
+        changed = service.update_vm(name, change, versions=versions(if_match))
+        response.headers["ETag"] = etag(changed.version)
+        return changed
+
+    @vms.delete("/{name}", status_code=HTTPStatus.NO_CONTENT, responses=answers(404, 409, 422, 507))
+    def remove_vm(name: Name) -> None:
+        """Forgets a VM and every page of it.  A guest that still swaps gets I/O errors."""
+        service.remove_vm(name)
+
+    @vms.get("/{name}/settings", responses={**answers(404, 422), **_ETAG})
+    def get_settings(name: Name, response: Response) -> VmSettings:
+        """What can be set of a VM."""
+        settings, version = service.settings(name)
+        response.headers["ETag"] = etag(version)
+        return settings
+
+    @vms.put("/{name}/settings", responses={**answers(404, 409, 412, 422, 428, 507), **_ETAG})
+    def replace_settings(name: Name, settings: VmSettings, response: Response, if_match: IfMatch = None) -> VmSettings:
+        """Replaces all settings if they still are those of `If-Match`: 428 without it, 412 if they are not."""
+        changed = service.replace_settings(name, settings, versions=versions(if_match, required=True))
+        response.headers["ETag"] = etag(changed.version)
+        return VmSettings.model_validate(changed.model_dump(include=set(VmSettings.model_fields)))
+
+    @vms.post("/{name}/freeze", responses=answers(404, 409, 422, 507))
+    def freeze_vm(name: Name) -> VmInfo:
+        """Refuses puts, obeys flushes, until thawed."""
+        return service.freeze_vm(name)
+
+    @vms.post("/{name}/thaw", responses=answers(404, 409, 422, 507))
+    def thaw_vm(name: Name) -> VmInfo:
+        """Ends a freeze."""
+        return service.thaw_vm(name)
+
+    @vms.get("/{name}/channel", responses=answers(404, 422))
+    def channel(name: Name, kind: ChannelKind | None = None) -> ChannelInfo:
+        """The state and the counters of one of the VM's channels: the first, if none is named."""
+        return service.channel(name, kind)
+
+    @vms.get("/{name}/guest", responses=answers(404, 422))
+    def guest(name: Name) -> GuestReport:
+        """The latest that the guest said of itself over its channel serial."""
+        report = service.guest_report(name)
+        if report is None:
+            raise NotFound(f"the guest of {name} has said nothing yet", "it does over a channel serial")
+        return report
+
+    @vms.get("/{name}/shared", responses=answers(404, 422))
+    def list_shared(name: Name) -> Shared:
+        """Shared pools that the VM may make or join."""
+        return service.shared(name)
+
+    @vms.put("/{name}/shared/{uuid}", status_code=HTTPStatus.NO_CONTENT, responses=answers(404, 409, 422, 507))
+    def authorise(name: Name, uuid: SharedUuid) -> None:
+        """Lets the VM make or join the shared pool of that uuid.  Twice is as once."""
+        service.authorise(name, uuid, allow=True)
+
+    @vms.delete("/{name}/shared/{uuid}", status_code=HTTPStatus.NO_CONTENT, responses=answers(404, 409, 422, 507))
+    def forbid(name: Name, uuid: SharedUuid) -> None:
+        """Takes that back.  What the VM joined before stays joined.  Twice is as once."""
+        service.authorise(name, uuid, allow=False)
+
+    return vms
