@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from conformance.speaker import Ability, Speaker
-from framework.qtest import QtestMachine
+from framework.bare_machine import BareMachine
 from framework.virtio_pci import INDIRECT, VERSION_1, PciBus, Status, VirtioDevice
 from tmem_host.channel.abi import DATA_MAX, REPLY_SIZE, VERSION, Feature
 from tmem_host.vm.qemu import comma
@@ -37,7 +37,7 @@ class InlineSpeaker(Speaker):
 
     can = Ability.ROOM | Ability.FREEZE | Ability.CAP | Ability.PEER
 
-    def __init__(self, machine: QtestMachine, device: VirtioDevice, name: str) -> None:
+    def __init__(self, machine: BareMachine, device: VirtioDevice, name: str) -> None:
         self._machine = machine
         self._device = device
         self._name = name
@@ -51,13 +51,13 @@ class InlineSpeaker(Speaker):
         self.reset()
 
     @classmethod
-    def over(cls, folder: Path, doorbell: Literal["mmio", "pio"]) -> InlineSpeaker:
+    def over(cls, folder: Path, machine_of: type[BareMachine], doorbell: Literal["mmio", "pio"]) -> InlineSpeaker:
         """A QEMU with two devices, whose arenas lie in ``folder``."""
         options = f"limit={_LIMIT},modern-pio-notify={'on' if doorbell == 'pio' else 'off'}"
         devices = [
             f"virtio-tmem-pci,id={name},vm={name},arena={comma(folder / name)},{options}" for name in ("one", "other")
         ]
-        machine = QtestMachine(patched_qemu(), _MEMORY_MIB, devices, folder)
+        machine = machine_of(patched_qemu(), _MEMORY_MIB, devices, folder)
         try:
             bus = PciBus(machine)
             slots = bus.find(_PCI_ID)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A driver for one virtio 1 device on the PCI bus of a :class:`QtestMachine`: registers, and one split queue.
+"""A driver for one virtio 1 device on the PCI bus of a :class:`BareMachine`: registers, and one split queue.
 
 Offsets and bits are those of the virtio specification, sections 2.7 and 4.1.
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from framework.qtest import QtestMachine, Width
+from framework.bare_machine import BareMachine, Width
 
 # PCI
 _ADDRESS, _DATA = 0xCF8, 0xCFC
@@ -58,7 +58,7 @@ class Region:
 class PciBus:
     """The one bus of the machine, and what of its windows was given out."""
 
-    def __init__(self, machine: QtestMachine) -> None:
+    def __init__(self, machine: BareMachine) -> None:
         self.machine = machine
         self._memory, self._ports = _MEMORY_WINDOW, _PORT_WINDOW
 
@@ -173,7 +173,7 @@ class VirtioDevice:
 class Queue:
     """Queue 0, with one request in it at a time. The rest of its memory is for buffers: see ``buffers``."""
 
-    def __init__(self, machine: QtestMachine, memory: range, size: int, bell: Region) -> None:
+    def __init__(self, machine: BareMachine, memory: range, size: int, bell: Region) -> None:
         self._machine = machine
         self._size = size
         self._bell = bell

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The conformance suite over the patched QEMU's virtio-tmem device, by both of its doorbells."""
+"""The conformance suite over the patched QEMU's virtio-tmem device, by both of its doorbells.
+
+Kicks are handled by the main loop's thread, which has the big lock, and by a vCPU's, which has not.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,21 @@ import pytest
 
 from conformance import CASES, Case
 from conformance.inline import InlineSpeaker
+from framework.bare_machine import QtestMachine, VcpuMachine
 from framework.virtio_pci import Status
 
 pytestmark = pytest.mark.vm
 
 
-@pytest.fixture(scope="module", params=["mmio", "pio"])
+@pytest.fixture(
+    scope="module",
+    params=[(machine, bell) for machine in (QtestMachine, VcpuMachine) for bell in ("mmio", "pio")],
+    ids=["qtest-mmio", "qtest-pio", "vcpu-mmio", "vcpu-pio"],
+)
 def speaker(request: pytest.FixtureRequest) -> Iterator[InlineSpeaker]:
     folder = Path(tempfile.mkdtemp(prefix="tmem-t-", dir="/dev/shm"))
     try:
-        made = InlineSpeaker.over(folder, request.param)
+        made = InlineSpeaker.over(folder, *request.param)
         yield made
         made.close()
     finally:
