@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tmem bench channel`: what a page costs through vhost-user-blk, by queue depth; and through vhost-user-tmem.
+"""`tmem bench channel`: what a page costs through vhost-user-blk by queue depth, and through every channel in a guest.
 
 Servers: tmem (by codec, waiting for events or polling) and qemu-storage-daemon with a null device and with a file on
 tmpfs, in its default configuration and in its best (Linux AIO; an I/O thread). Each server is a process of its own.
@@ -12,7 +12,7 @@ Metrics, per arm, client, depth, op and contents:
 - `request_latency` (ns): of single requests, libblkio only;
 - `server_cpu` (ns): CPU time of the server's process per request.
 
-Arms of vhost-user-tmem are apart: see `channel_tmem`.
+Arms of tmem requests are apart: see `channel_guest` for those inside a guest, `channel_tmem` for those without one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Literal
 
 from tmem_host.bench import channel_clients as clients
-from tmem_host.bench import channel_tmem, comparators, store_pages
+from tmem_host.bench import channel_guest, channel_tmem, comparators, store_pages
 from tmem_host.bench.channel_backends import (
     COMPRESSIBLE,
     CONTENTS,
@@ -43,7 +43,7 @@ from tmem_host.bench.comparators_load import note_load
 from tmem_host.bench.harness import record_harness
 from tmem_host.bench.runner import Arm, BenchContext, BenchError, bench
 from tmem_host.config import PAGE_SIZE
-from tmem_host.errors import Unavailable
+from tmem_host.errors import NotFound, TmemError, Unavailable
 
 DEPTHS = [1, 2, 4, 8, 16, 32, 64]
 QUICK_DEPTHS = [1, 8, 32]
@@ -85,6 +85,8 @@ class Plan:
     rounds: int
     device_pages: int
     poll_us: int
+    #: Requests of a page that a turn times inside a guest.
+    guest_samples: int
     quick: bool
 
     def points(self) -> list[Point]:
@@ -107,17 +109,20 @@ class Plan:
 async def run(ctx: BenchContext) -> None:
     """Runs the bench. Raises TmemError when the comparators or shared memory cannot be had."""
     plan = _plan(ctx)
-    tree = _comparators(ctx)
     wanted = [name for name in str(ctx.option("arms", "")).split(",") if name]
+    inside, own = channel_guest.chosen(wanted), channel_tmem.chosen(wanted)
+    others = not wanted or bool(set(wanted) - set(own) - set(inside))
     with scratch(_need(plan)) as folder:
         pages_file = folder / "pages"
         pages = _pages(ctx)
         pages_file.write_bytes(pages)
-        own = channel_tmem.chosen(wanted)
+        if inside:
+            await _guest(ctx, plan, folder, pages, inside)
         if own:
             await channel_tmem.measure(ctx, folder, pages, own, rounds=plan.rounds, poll_us=plan.poll_us)
-        if wanted and not set(wanted) - set(own):
+        if not others:
             return
+        tree = _comparators(ctx)
         async with _servers(plan, tree, folder, wanted) as backends:
             chosen = names(backends, wanted)
             if not chosen:
@@ -132,6 +137,25 @@ async def run(ctx: BenchContext) -> None:
     record_figures(ctx)
 
 
+async def _guest(ctx: BenchContext, plan: Plan, folder: Path, pages: bytes, arms: list[str]) -> None:
+    """The arms inside a guest; where there is no such guest the others are measured all the same."""
+    try:
+        await channel_guest.measure(
+            ctx,
+            folder,
+            pages,
+            arms,
+            rounds=plan.rounds,
+            samples=plan.guest_samples,
+            batches=channel_tmem.batches(plan.quick),
+            poll_us=plan.poll_us,
+        )
+    except NotFound as missing:
+        ctx.skip(f"no arms inside a guest: {missing}", where="guest")
+    except TmemError as error:
+        ctx.fail(f"the guest with every channel: {error}", where="guest")
+
+
 def _plan(ctx: BenchContext) -> Plan:
     plan = Plan(
         depths=ctx.option("depths", DEPTHS, QUICK_DEPTHS),
@@ -140,6 +164,7 @@ def _plan(ctx: BenchContext) -> Plan:
         rounds=ctx.option("rounds", 7, 5),
         device_pages=ctx.option("device_pages", 65536, 32768),
         poll_us=ctx.option("poll_us", 50),
+        guest_samples=ctx.option("guest_samples", 100, 60),
         quick=ctx.quick,
     )
     if not plan.depths or min(plan.depths) < 1 or max(plan.depths) > 128:
@@ -155,6 +180,7 @@ def _plan(ctx: BenchContext) -> Plan:
         seconds_per_run=plan.seconds,
         device_pages=plan.device_pages,
         poll_us=plan.poll_us,
+        guest_samples=plan.guest_samples,
         queues=1,
         qemu_img_times="printed by qemu-img in ms, from the first request on, without start-up",
     )

@@ -6,6 +6,7 @@ process. The Python thread sleeps in `readline` meanwhile, so that no interprete
 
     {"op":"add","name":"reads","pages":65536,"codec":"lz4","socket":"/...","queues":1,"queue_size":256}
     {"op":"add_tmem","name":"own","codec":"lz4","socket":"/...","queues":1}      a VM's tmem requests
+    {"op":"add_serial","name":"own","codec":"lz4","socket":"/..."}               the same as frames, where QEMU listens
     {"op":"poll","name":"reads","us":50}      0: wait for events
     {"op":"stats"}                            -> {"store":{...},"pools":[...],"channels":{name:{...}}}
 
@@ -17,12 +18,13 @@ from __future__ import annotations
 import argparse
 import json
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from typing import Any, TextIO
 
 from tmem_host.config import PAGE_SIZE
-from tmem_host.core import BlkServer, CoreError, Engine, Store, TmemServer
+from tmem_host.core import BlkServer, CoreError, Engine, Store, StreamServer, TmemServer
 
 
 class ChannelServer:
@@ -31,6 +33,7 @@ class ChannelServer:
     def __init__(self, arena: str, limit_bytes: int) -> None:
         self._store = Store(arena, limit_bytes=limit_bytes)
         self._channels: dict[str, Any] = {}
+        self._controls: list[socket.socket] = []
 
     def handle(self, request: dict[str, Any]) -> dict[str, Any]:
         """Does one request. Raises CoreError, KeyError for what is not there or missing."""
@@ -38,10 +41,16 @@ class ChannelServer:
             case "add":
                 return self._add(request)
             case "add_tmem":
-                name = str(request["name"])
-                self._store.vm_create(name)
-                engine = Engine(self._store, name, codec=request["codec"])
-                self._channels[name] = TmemServer(engine, request["socket"], queues=int(request["queues"]))
+                engine = self._engine(request)
+                server: TmemServer | StreamServer = TmemServer(engine, request["socket"], queues=int(request["queues"]))
+                self._channels[str(request["name"])] = server
+                return {}
+            case "add_serial":
+                # What a guest says besides its requests is nobody's business here: held open, and never read.
+                ours, theirs = socket.socketpair()
+                self._controls.append(ours)
+                server = StreamServer(self._engine(request), request["socket"], theirs.detach())
+                self._channels[str(request["name"])] = server
                 return {}
             case "poll":
                 self._channels[request["name"]].set_poll(int(request["us"]))
@@ -51,6 +60,11 @@ class ChannelServer:
                 return {"store": self._store.stats(), "pools": self._store.pools(), "channels": channels}
             case other:
                 raise KeyError(f"op {other}")
+
+    def _engine(self, request: dict[str, Any]) -> Engine:
+        """That of a new VM."""
+        self._store.vm_create(str(request["name"]))
+        return Engine(self._store, str(request["name"]), codec=request["codec"])
 
     def _add(self, request: dict[str, Any]) -> dict[str, Any]:
         name, pages = str(request["name"]), int(request["pages"])
@@ -71,6 +85,8 @@ class ChannelServer:
         """Stops the channels (their sockets go) and closes the store."""
         for channel in self._channels.values():
             channel.stop()
+        for control in self._controls:
+            control.close()
         self._store.close()
 
 

@@ -8,7 +8,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tmem_host.bench.layout import Cell, headline, layout_for, power
+from tmem_host.bench.layout import Cell, Layout, headline, power
+from tmem_host.bench.layout_more import tables
 from tmem_host.bench.results import Results
 from tmem_host.bench.units import human, human_range, number
 
@@ -16,8 +17,20 @@ _STYLE = {"better": "green", "worse": "red", "same": "dim", "": "dim"}
 
 
 def render(results: Results) -> RenderableType:
-    """The headline table, what has no number and why, and the notes."""
-    layout = layout_for(results)
+    """The headline table and further ones, what has no number and why, and the notes."""
+    parts: list[RenderableType] = []
+    for layout in tables(results):
+        parts += _table(results, layout)
+    if weak := power(results):
+        parts.append(Text(weak, "yellow"))
+    for failure in results.failures:
+        who = failure.dimensions.get("arm", failure.bench)
+        parts.append(Text(f"{who}: {failure.kind}: {failure.reason}", "red" if failure.kind == "failed" else "yellow"))
+    parts.extend(Text(note, "yellow") for note in results.notes)
+    return Group(*parts)
+
+
+def _table(results: Results, layout: Layout) -> list[RenderableType]:
     table = Table(
         title=f"{layout.title}: {layout.question}" if layout.question else layout.title,
         title_style="bold",
@@ -28,7 +41,8 @@ def render(results: Results) -> RenderableType:
     )
     table.add_column(layout.row, no_wrap=True)
     for dimension in layout.rows:
-        table.add_column(dimension, justify="right", no_wrap=True)
+        # Words are to be read, numbers to be compared.
+        table.add_column(dimension, justify="left" if dimension == "how" else "right", no_wrap=dimension != "how")
     for column in layout.columns:
         table.add_column(column.label, justify="right")
     before = ""
@@ -43,13 +57,7 @@ def render(results: Results) -> RenderableType:
         parts.append(
             Text(f"second line: 95 % interval; ×: ratio to {layout.baseline}, green = better, red = worse", "dim")
         )
-    if weak := power(results):
-        parts.append(Text(weak, "yellow"))
-    for failure in results.failures:
-        who = failure.dimensions.get("arm", failure.bench)
-        parts.append(Text(f"{who}: {failure.kind}: {failure.reason}", "red" if failure.kind == "failed" else "yellow"))
-    parts.extend(Text(note, "yellow") for note in results.notes)
-    return Group(*parts)
+    return parts
 
 
 def _cell(cell: Cell | None) -> Text:

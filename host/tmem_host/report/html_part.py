@@ -9,6 +9,7 @@ from html import escape
 
 from tmem_host.bench import stats
 from tmem_host.bench.layout import layout_for
+from tmem_host.bench.layout_more import tables
 from tmem_host.bench.progress import human_seconds
 from tmem_host.bench.results import Property, Results
 from tmem_host.bench.units import human
@@ -29,7 +30,7 @@ def bench_part(results: Results, key: str) -> str:
 <p class="machine">{escape(machine_line(results))}</p>
 {_badges(results)}
 {nothing}{_failures(results)}
-{headline_table(results, layout)}
+{_tables(results)}
 {_notes(results)}
 {plots}
 {_harness(results)}
@@ -37,6 +38,16 @@ def bench_part(results: Results, key: str) -> str:
 {_download(results, key)}
 <script type="application/json" id="data-{key}">{_embedded(results)}</script>
 </section>"""
+
+
+def _tables(results: Results) -> str:
+    """The headline table as it is, further ones under their titles."""
+    found = []
+    for number, layout in enumerate(tables(results)):
+        if number:
+            found.append(f'<h3>{escape(layout.title)}</h3><p class="question">{escape(layout.question)}</p>')
+        found.append(headline_table(results, layout))
+    return "\n".join(found)
 
 
 def _figure(results: Results, plot: Plot, key: str) -> str:
