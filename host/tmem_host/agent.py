@@ -89,6 +89,8 @@ async def _serve(config: AgentConfig, parent: int | None) -> None:
             await _serve_api(service, stop)
         finally:
             notify("STOPPING=1")
+            # Guests swap to the end, so they go first.
+            await service.machines.close()
             await asyncio.to_thread(service.close)
     log.info("stopped; every page stays in the arena")
 

@@ -168,6 +168,16 @@ class AgentConfig(BaseModel):
         return self.state / "agent.log"
 
     @property
+    def machines(self) -> Path:
+        """Consoles and logs of guests that the agent runs, a folder each."""
+        return self.state / "machines"
+
+    @property
+    def runs(self) -> Path:
+        """Results of runs, a folder each, and their history."""
+        return self.state / "runs"
+
+    @property
     def sockets(self) -> Path:
         return self.state / "vms"
 

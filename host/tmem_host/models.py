@@ -60,8 +60,11 @@ class MachineSpec(_Strict):
     memory_mib: Annotated[int, Field(ge=64, le=1 << 20)] = 256
     vcpus: Annotated[int, Field(ge=1, le=64)] = 1
     accel: Literal["auto", "kvm", "tcg"] = "auto"
-    #: Swap on the VM's device as soon as the guest is up.
-    swap: bool = True
+    #: What gives pages up in the guest, set up as soon as it runs: virtio-blk swaps to the VM's device; the others are
+    #: of tmem.ko, over the channel tmem or serial.
+    source: Literal["virtio-blk", "swap-disk", "frontswap", "none"] = "virtio-blk"
+    #: Of the sources of tmem.ko: what they may hold.
+    swap_mib: Annotated[int, Field(ge=16, le=1 << 20)] = 512
 
 
 class VmCreate(_Strict):

@@ -6,7 +6,8 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Path, Query, Response
+from fastapi.responses import PlainTextResponse
 
 from tmem_host.api.parameters import PAGE, IfMatch, Limit, Name, NameCursor, answers, etag, versions
 from tmem_host.api.scoped import ScopedRoute
@@ -24,6 +25,7 @@ from tmem_host.models import (
     VmUpdate,
 )
 from tmem_host.service import Service
+from tmem_host.service.machines import CONSOLE_MAX
 
 SharedUuid = Annotated[
     Uuid, Path(description="The shared pool's uuid", examples=["00112233-4455-6677-8899-aabbccddeeff"])
@@ -31,6 +33,9 @@ SharedUuid = Annotated[
 _ETAG: dict[int | str, dict[str, Any]] = {
     200: {"headers": {"ETag": {"description": "The version of the VM's settings", "schema": {"type": "string"}}}}
 }
+
+_CONSOLE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+Tail = Annotated[int, Query(ge=1, le=CONSOLE_MAX, description="Bytes from its end")]
 
 
 def router(service: Service) -> APIRouter:
@@ -95,6 +100,24 @@ def router(service: Service) -> APIRouter:
     def thaw_vm(name: Name) -> VmInfo:
         """Ends a freeze."""
         return service.thaw_vm(name)
+
+    @vms.post("/{name}/start", status_code=HTTPStatus.ACCEPTED, responses=answers(404, 409, 422))
+    async def start_vm(name: Name) -> VmInfo:
+        """Begins to boot the guest of a VM that was made with a machine; its `state` says how far it is.
+
+        What its device held is flushed: it was of a guest that is gone.  A guest that starts or runs goes on.
+        """
+        return await service.machines.start(name)
+
+    @vms.post("/{name}/stop", status_code=HTTPStatus.ACCEPTED, responses=answers(404, 422))
+    async def stop_vm(name: Name) -> VmInfo:
+        """Asks the guest to power off, and insists after some seconds."""
+        return await service.machines.stop(name)
+
+    @vms.get("/{name}/console", responses={**answers(404, 422), **_CONSOLE}, response_class=PlainTextResponse)
+    def console(name: Name, tail: Tail = 65536) -> PlainTextResponse:
+        """The end of what the serial console of the agent's own guest said since it was started last."""
+        return PlainTextResponse(service.machines.console(name, tail))
 
     @vms.get("/{name}/channel", responses=answers(404, 422))
     def channel(name: Name, kind: ChannelKind | None = None) -> ChannelInfo:

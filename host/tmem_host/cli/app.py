@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from tmem_host.cli import vm
+from tmem_host.cli import pool, vm
 from tmem_host.cli.hog import hog
-from tmem_host.cli.options import Json, State, client, size
+from tmem_host.cli.options import Json, State, client, remote, size
 from tmem_host.cli.routes import routes
 from tmem_host.errors import Unavailable
 from tmem_host.report.cli import app as report
@@ -24,6 +24,7 @@ app = typer.Typer(
     epilog="Begin with: tmem serve   then: tmem vm add web --size 2G   and see: tmem doctor",
 )
 app.add_typer(vm.app, name="vm")
+app.add_typer(pool.app, name="pool")
 
 try:
     from tmem_host.bench.cli import app as bench
@@ -45,7 +46,28 @@ app.command(epilog="Example: tmem routes --route swap-disk:virtio-tmem --kernel 
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            "--host",
+            envvar="TMEM_HOST",
+            metavar="URL",
+            show_default="the agent of --state",
+            help="A remote agent, as https://host:7080.",
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option("--token-file", envvar="TMEM_TOKEN_FILE", dir_okay=False, help="With --host: holds the token."),
+    ] = None,
+    ca_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--ca-file", envvar="TMEM_CA_FILE", dir_okay=False, help="With --host: trust this certificate and no other."
+        ),
+    ] = None,
 ) -> None:
+    remote.url, remote.token_file, remote.ca_file = host, token_file, ca_file
     if version:
         from tmem_host import __version__
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tmem_host.config import format_size
 
 if TYPE_CHECKING:
-    from tmem_host.models import StoreInfo, VmInfo
+    from tmem_host.models import PoolDetail, PoolInfo, StoreInfo, VmInfo
 
 
 def print_json(value: Any) -> None:
@@ -42,9 +42,9 @@ def print_fields(fields: Iterable[tuple[str, str]]) -> None:
         print(f"{name:<{width}}  {value}")
 
 
-def ratio(pages: int, held: int) -> str:
+def ratio(pages: int, held: int, page_size: int = 4096) -> str:
     """How many bytes of guest pages a held byte of host memory stands for, as ``2.31``."""
-    return f"{pages * 4096 / held:.2f}" if held else "-"
+    return f"{pages * page_size / held:.2f}" if held else "-"
 
 
 def print_vms(vms: Sequence[VmInfo]) -> None:
@@ -76,6 +76,7 @@ def print_vm(vm: VmInfo) -> None:
             ("name", vm.name),
             ("device", format_size(vm.size_bytes) if vm.size_bytes else "none"),
             *((f"socket {channel.kind}", f"{channel.socket}, {channel.state}") for channel in vm.channels),
+            *_machine(vm),
             ("queues", f"{vm.queues}, poll {vm.poll_us} µs"),
             ("codec", vm.codec),
             ("pages", f"{vm.pages} ({format_size(vm.pages * 4096)})"),
@@ -87,6 +88,77 @@ def print_vm(vm: VmInfo) -> None:
             *((name.replace("_", " "), f"{count}") for name, count in sorted(vm.counters.items()) if count),
         ]
     )
+
+
+def _machine(vm: VmInfo) -> list[tuple[str, str]]:
+    """The guest that the agent runs."""
+    if vm.machine is None:
+        return []
+    spec, found = vm.machine.spec, vm.machine
+    after = "" if found.boot_seconds is None else f", up after {found.boot_seconds:.1f} s"
+    what = f"kernel {spec.kernel}, {spec.memory_mib} MiB, {spec.vcpus} vCPU{'s' * (spec.vcpus > 1)}, {spec.source}"
+    lines = [("guest", f"{found.state}{after}: {what}")]
+    if found.accelerator:
+        lines.append(("under", found.accelerator))
+    if found.reason:
+        lines.append(("failed", found.reason))
+    return lines
+
+
+def print_pools(pools: Sequence[PoolInfo]) -> None:
+    print_table(
+        ("POOL", "VM", "KIND", "CODEC", "PAGE", "CAPACITY", "PAGES", "HELD", "RATIO", "GETS", "PUTS", ""),
+        [
+            (
+                f"{pool.id}",
+                ", ".join(pool.members),
+                f"{'persistent' if pool.persistent else 'ephemeral'}{', shared' if pool.shared else ''}",
+                pool.codec,
+                format_size(pool.page_size),
+                "-" if pool.pages_capacity is None else f"{pool.pages_capacity}",
+                f"{pool.pages}",
+                format_size(pool.held_bytes),
+                ratio(pool.pages, pool.held_bytes, pool.page_size),
+                f"{pool.counters.get('gets', 0)}",
+                f"{pool.counters.get('puts', 0)}",
+                "damaged" if pool.damaged else "",
+            )
+            for pool in pools
+        ],
+        numbers=(0, 4, 5, 6, 7, 8, 9, 10),
+    )
+
+
+def print_pool(pool: PoolDetail) -> None:
+    capacity = "" if pool.pages_capacity is None else f" of {pool.pages_capacity}"
+    print_fields(
+        [
+            ("pool", f"{pool.id}, {'persistent' if pool.persistent else 'ephemeral'}"),
+            ("VMs", ", ".join(pool.members)),
+            *([("uuid", pool.uuid)] if pool.uuid else []),
+            ("codec", f"{pool.codec}{', pages come compressed' if pool.packed else ''}"),
+            ("pages", f"{pool.pages}{capacity} of {format_size(pool.page_size)}"),
+            ("  as one word", f"{pool.same_filled}"),
+            ("  as they are", f"{pool.raw}"),
+            ("held", f"{format_size(pool.held_bytes)}, ratio {ratio(pool.pages, pool.held_bytes, pool.page_size)}"),
+            ("index", format_size(pool.index_bytes)),
+            ("damaged", "yes: a miss may be a lost page" if pool.damaged else "no"),
+            *((name.replace("_", " "), f"{count}") for name, count in sorted(pool.counters.items()) if count),
+            *((f"{name} time", _latency(found)) for name, found in pool.latency.items() if sum(found["count"])),
+        ]
+    )
+
+
+def _latency(found: dict[str, Any]) -> str:
+    """Mean and 99th percentile of a histogram, the latter as the bound of its bucket."""
+    counts, total = found["count"], sum(found["count"])
+    below, bound = 0, 0
+    for start, count in zip(found["bucket_ns"], counts, strict=True):
+        below += count
+        bound = 2 * start
+        if below >= 0.99 * total:
+            break
+    return f"mean {found['sum_ns'] / total / 1000:.1f} µs, 99 % below {bound / 1000:.1f} µs"
 
 
 def print_how(vm: VmInfo) -> None:
@@ -133,6 +205,7 @@ def print_store(info: StoreInfo) -> None:
             ("arena", info.arena),
             ("limit", format_size(info.limit_bytes)),
             ("reserved", format_size(info.reserved_bytes)),
+            ("freeable", format_size(info.freeable_bytes)),
             ("held", format_size(info.held_bytes)),
             ("  arena", format_size(info.arena_bytes)),
             ("  index", format_size(info.index_bytes)),

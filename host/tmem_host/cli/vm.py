@@ -3,15 +3,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tmem_host.cli.options import CODECS, Json, Name, State, client, either, size
+from tmem_host.cli.options import CODECS, Json, Name, State, client, either, size, uuid_of, valid
+
+if TYPE_CHECKING:
+    from tmem_host.client import AgentClient
+    from tmem_host.models import VmInfo
 
 app = typer.Typer(no_args_is_help=True, help="Add, list, change, freeze and remove VMs.")
 
 CHANNELS = ("blk", "tmem", "serial")
+SOURCES = ("virtio-blk", "swap-disk", "frontswap", "none")
 
 Size = Annotated[
     int | None, typer.Option("--size", parser=size, metavar="SIZE", help="Size of the swap device (blk), as 2G.")
@@ -52,15 +57,44 @@ def add(
     reservation: Reservation = None,
     cap: Cap = None,
     weight: Weight = 100,
+    kernel: Annotated[
+        str | None, typer.Option(help="Run a guest of this kernel on it: 5.10, 6.1 or 6.12; 'tmem vm start' boots it.")
+    ] = None,
+    memory: Annotated[int, typer.Option(min=64, help="With --kernel: the guest's memory in MiB.")] = 256,
+    vcpus: Annotated[int, typer.Option(min=1, max=64, help="With --kernel: its vCPUs.")] = 1,
+    accel: Annotated[str, typer.Option(parser=either(("auto", "kvm", "tcg")), metavar="auto|kvm|tcg")] = "auto",
+    source: Annotated[
+        str | None,
+        typer.Option(
+            parser=either(SOURCES),
+            metavar="|".join(SOURCES),
+            show_default="by the channel",
+            help="With --kernel: what swaps in the guest.",
+        ),
+    ] = None,
+    swap_mib: Annotated[int, typer.Option(min=16, help="With a source of tmem.ko: MiB that it may hold.")] = 512,
     state: State = None,
     as_json: Json = False,
 ) -> None:
-    """Make a VM: its place in the store, and a socket for each channel to its monitor."""
+    """Make a VM: its place in the store, and a socket for each channel to its monitor.
+
+    With --kernel the agent itself runs a guest on it, which ends with the agent.
+    """
     from tmem_host.cli.output import print_how, print_json, print_vm
 
     if ("blk" in channel) != (size_bytes is not None):
         raise typer.BadParameter("--size is for the swap device of --channel blk, which needs it")
-    wanted = _valid(
+    machine = None
+    if kernel is not None:
+        machine = {
+            "kernel": kernel,
+            "memory_mib": memory,
+            "vcpus": vcpus,
+            "accel": accel,
+            "source": source or ("virtio-blk" if "blk" in channel else "swap-disk"),
+            "swap_mib": swap_mib,
+        }
+    wanted = valid(
         "VmCreate",
         name=name,
         size_bytes=size_bytes,
@@ -71,13 +105,17 @@ def add(
         reservation=reservation,
         cap=cap,
         weight=weight,
+        machine=machine,
     )
     made = client(state).create_vm(wanted)
     if as_json:
         print_json(made.model_dump(mode="json"))
         return
     print_vm(made)
-    print_how(made)
+    if kernel is None:
+        print_how(made)
+    else:
+        print(f"\nBoot its guest: tmem vm start {name}")
 
 
 @app.command("list", epilog="Example: tmem vm list --json | jq '.vms[].name'")
@@ -125,7 +163,7 @@ def set_(
         change["cap"] = None
     if not change:
         raise typer.BadParameter("nothing to change: give --cap, --weight, --reservation, --codec or --poll-us")
-    _print(client(state).update_vm(name, _valid("VmUpdate", **change)), as_json)
+    _print(client(state).update_vm(name, valid("VmUpdate", **change)), as_json)
 
 
 @app.command(epilog="Example: tmem vm freeze web")
@@ -138,6 +176,77 @@ def freeze(name: Name, state: State = None, as_json: Json = False) -> None:
 def thaw(name: Name, state: State = None, as_json: Json = False) -> None:
     """End a freeze."""
     _print(client(state).thaw_vm(name), as_json)
+
+
+@app.command(epilog="Example: tmem vm start web")
+def start(
+    name: Name,
+    wait: Annotated[bool, typer.Option(help="Return when it runs, or has failed.")] = True,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Boot the guest of a VM that was made with --kernel."""
+    agent = client(state)
+    _print(_settled(agent, agent.start_vm(name), wait), as_json)
+
+
+@app.command(epilog="Example: tmem vm stop web")
+def stop(
+    name: Name,
+    wait: Annotated[bool, typer.Option(help="Return when it has stopped.")] = True,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Ask the guest that the agent runs to power off, and insist after some seconds."""
+    agent = client(state)
+    _print(_settled(agent, agent.stop_vm(name), wait), as_json)
+
+
+@app.command(epilog="Example: tmem vm console web | tail -20")
+def console(
+    name: Name,
+    tail: Annotated[int, typer.Option("--bytes", min=1, max=1 << 20, help="How much of its end.")] = 65536,
+    state: State = None,
+) -> None:
+    """What the serial console of the agent's own guest said since it was started last."""
+    # A guest's text on a terminal: no escape sequence of it reaches the terminal.
+    text = client(state).console(name, tail)
+    print("".join(c if c == "\n" or c == "\t" or c.isprintable() else "" for c in text), end="")
+
+
+@app.command(epilog="Example: tmem vm share web 00112233-4455-6677-8899-aabbccddeeff")
+def share(
+    name: Name,
+    uuid: Annotated[str | None, typer.Argument(help="The shared pool's uuid.", show_default=False)] = None,
+    forbid: Annotated[bool, typer.Option("--forbid", help="No longer. What it joined stays joined.")] = False,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Let a VM make or join a shared pool; without a uuid: list those it may."""
+    from tmem_host.cli.output import print_json
+
+    agent = client(state)
+    if uuid is not None:
+        agent.authorise(name, uuid_of(uuid), allow=not forbid)
+    uuids = agent.shared(name)
+    if as_json:
+        print_json({"uuids": uuids})
+    else:
+        print("".join(f"{one}\n" for one in uuids), end="")
+
+
+def _settled(agent: AgentClient, vm: VmInfo, wait: bool) -> VmInfo:
+    """The VM when its guest neither starts nor stops any more.  Raises VmFailed when it failed."""
+    import time
+
+    from tmem_host.errors import VmFailed
+
+    while wait and vm.machine is not None and vm.machine.state in ("starting", "stopping"):
+        time.sleep(0.2)
+        vm = agent.get_vm(vm.name)
+    if vm.machine is not None and vm.machine.state == "failed":
+        raise VmFailed(f"the guest of {vm.name} failed: {vm.machine.reason}")
+    return vm
 
 
 @app.command(epilog="Example: tmem vm remove web")
@@ -166,17 +275,3 @@ def _print(vm: Any, as_json: bool) -> None:
         print_json(vm.model_dump(mode="json"))
     else:
         print_vm(vm)
-
-
-def _valid(model: str, **fields: Any) -> Any:
-    """A model of :mod:`tmem_host.models`, its complaints as InvalidInput."""
-    from pydantic import ValidationError
-
-    from tmem_host import models
-    from tmem_host.errors import InvalidInput
-    from tmem_host.state import first_error
-
-    try:
-        return getattr(models, model)(**fields)
-    except ValidationError as error:
-        raise InvalidInput(first_error(error), "see 'tmem vm --help'") from error

@@ -17,7 +17,7 @@ from tmem_host import state as states
 from tmem_host.config import AgentConfig, default_arena, host_memory
 from tmem_host.core import Store, core_errors
 from tmem_host.errors import Conflict, NotFound, TmemError
-from tmem_host.models import Health, HostFinding, HostInfo, StoreInfo, TierInfo, TierList
+from tmem_host.models import Health, HostFinding, HostInfo, MachineInfo, StoreInfo, TierInfo, TierList
 from tmem_host.reconcile import reconcile
 from tmem_host.state import State, VmEntry
 
@@ -41,6 +41,8 @@ class Ground:
         #: Guards every change of the two above and of what listens; readers take a reference and look.
         self._changing = threading.RLock()
         self._closed = False
+        #: How guests are that the agent runs, by VM; :mod:`tmem_host.service.machines` writes it.
+        self.guests: dict[str, MachineInfo] = {}
         self._started = time.monotonic()
         self._examined: tuple[float, list[Finding]] = (float("-inf"), [])
         self.recovery: dict[str, Any] = store.recovery()
@@ -113,17 +115,18 @@ class Ground:
             findings=[HostFinding.model_validate(finding.model_dump()) for finding in found],
         )
 
+    def entry(self, name: str) -> VmEntry:
+        """What the state says of a VM.  Raises NotFound."""
+        entry = self._state.vms.get(name)
+        if entry is None:
+            raise NotFound(f"there is no VM {name}", "see 'tmem vm list'")
+        return entry
+
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _check_open(self) -> None:
         if self._closed:
             raise Conflict("the agent is stopping", "ask the next one")
-
-    def _entry(self, name: str) -> VmEntry:
-        entry = self._state.vms.get(name)
-        if entry is None:
-            raise NotFound(f"there is no VM {name}", "see 'tmem vm list'")
-        return entry
 
     def _save(self, state: State) -> None:
         states.save(self.config.state_file, state)

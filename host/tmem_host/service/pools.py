@@ -29,7 +29,7 @@ class Pools(Vms):
     def list_pools(self, *, vm: str | None = None, after: int | None = None, limit: int | None = None) -> PoolList:
         """By number, those behind ``after``, at most ``limit``; with ``vm`` only those that it uses."""
         if vm is not None:
-            self._entry(vm)
+            self.entry(vm)
         found = sorted(self._store.pools(), key=lambda pool: int(pool["id"]))
         found = [pool for pool in found if (vm is None or vm in pool["members"])]
         found = [pool for pool in found if after is None or pool["id"] > after]
@@ -48,7 +48,7 @@ class Pools(Vms):
         """
         with self._changing:
             self._check_open()
-            entry = self._entry(wanted.vm)
+            entry = self.entry(wanted.vm)
             promise = 0 if wanted.pages is None else worst_case_bytes(wanted.pages, wanted.page_size)
             with contextlib.ExitStack() as undo, core_errors(f"the pool of {wanted.vm} cannot be made"):
                 before = self._reservation(wanted.vm)
@@ -120,7 +120,7 @@ class Pools(Vms):
 
     def shared(self, name: str) -> Shared:
         """The shared pools that a VM may make or join."""
-        self._entry(name)
+        self.entry(name)
         vm = next((vm for vm in self._store.vms() if vm["name"] == name), None)
         return Shared(uuids=sorted(vm["authorised"]) if vm else [])
 
@@ -128,7 +128,7 @@ class Pools(Vms):
         """Whether a VM may make or join the shared pool of ``uuid``.  What it joined before stays joined."""
         with self._changing:
             self._check_open()
-            self._entry(name)
+            self.entry(name)
             with core_errors(f"VM {name} cannot be authorised"):
                 self._store.shared_authorise(name, bytes.fromhex(uuid), allow)
             log.info("VM %s may %s the shared pool %s", name, "join" if allow else "no longer join", uuid)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Collection
 from typing import Any
 
@@ -16,6 +17,7 @@ from tmem_host.models import (
     ChannelInfo,
     ChannelKind,
     GuestReport,
+    MachineInfo,
     PoolInfo,
     VmCreate,
     VmInfo,
@@ -58,7 +60,7 @@ class Vms(Ground):
         return VmList(vms=[self._info(entry, vms[entry.name], pools) for entry in page], next=more)
 
     def get_vm(self, name: str) -> VmInfo:
-        entry = self._entry(name)
+        entry = self.entry(name)
         vms, pools = self._figures()
         if name not in vms:
             raise NotFound(f"there is no VM {name}", "see 'tmem vm list'")
@@ -66,22 +68,26 @@ class Vms(Ground):
 
     def settings(self, name: str) -> tuple[VmSettings, str]:
         """What can be set of a VM, and the version of it."""
-        entry = self._entry(name)
+        entry = self.entry(name)
         return entry.settings, entry.version
 
     def channel(self, name: str, kind: ChannelKind | None = None) -> ChannelInfo:
         """All that a channel of the VM counts; the first one's when ``kind`` is None."""
-        entry = self._entry(name)
+        entry = self.entry(name)
         return self._channels_of(entry).info(entry, kind)
 
     def guest_report(self, name: str) -> GuestReport | None:
         """The latest that the guest said of itself over its channel serial, if it did since the agent runs."""
-        return self._channels_of(self._entry(name)).report
+        return self._channels_of(self.entry(name)).report
 
     # -- changing -----------------------------------------------------------------------------------------------
 
     def create_vm(self, wanted: VmCreate) -> VmInfo:
         """Makes VM, pool and sockets.  Durable when it returns.  Raises Conflict, NoSpace, InvalidInput."""
+        if wanted.machine is not None:
+            from tmem_host.service.machines import check_machine
+
+            check_machine(wanted.channels, wanted.machine)
         size = wanted.size_bytes or 0
         reservation = worst_case_bytes(size // PAGE_SIZE) if wanted.reservation is None else wanted.reservation
         if wanted.cap is not None:
@@ -115,7 +121,7 @@ class Vms(Ground):
         """
         with self._changing:
             self._check_open()
-            old = self._entry(name)
+            old = self.entry(name)
             if versions is not None and old.version not in versions:
                 raise Changed(f"the settings of VM {name} are no longer those", "read them again, then change them")
             new = VmEntry.model_validate({**old.model_dump(), **change.model_dump(exclude_unset=True)})
@@ -148,7 +154,10 @@ class Vms(Ground):
         """Ends the channels and forgets the VM with all its pages."""
         with self._changing:
             self._check_open()
-            entry = self._entry(name)
+            entry = self.entry(name)
+            guest = self.guests.get(name)
+            if guest is not None and guest.state in ("starting", "running", "stopping"):
+                raise Conflict(f"the guest of {name} is {guest.state}", f"stop it first: tmem vm stop {name}")
             self._save(self._state.with_vm(entry.model_copy(update={"removing": True})))
             channels = self._channels.pop(name, None)
             if channels is not None:
@@ -157,6 +166,8 @@ class Vms(Ground):
             with core_errors(f"VM {name} cannot be removed"):
                 self._store.vm_remove(name)
             self._save(self._state.without_vm(name))
+            self.guests.pop(name, None)
+            shutil.rmtree(self.config.machines / name, ignore_errors=True)
             log.info("VM %s removed", name)
 
     # -- inside -------------------------------------------------------------------------------------------------
@@ -196,10 +207,15 @@ class Vms(Ground):
             if old.poll_us != new.poll_us and name in self._channels:
                 self._channels[name].set_poll(new.poll_us)
 
+    def _machine(self, entry: VmEntry) -> MachineInfo | None:
+        if entry.machine is None:
+            return None
+        return self.guests.get(entry.name) or MachineInfo(spec=entry.machine, state="stopped")
+
     def _set_frozen(self, name: str, *, frozen: bool) -> VmInfo:
         with self._changing:
             self._check_open()
-            entry = self._entry(name)
+            entry = self.entry(name)
             if entry.frozen != frozen:
                 self._save(self._state.with_vm(entry.model_copy(update={"frozen": frozen})))
                 with core_errors(f"VM {name} cannot be {'frozen' if frozen else 'thawed'}"):
@@ -222,4 +238,5 @@ class Vms(Ground):
             freeable_bytes=vm["freeable_bytes"],
             counters=vm["counters"],
             pools=[PoolInfo.model_validate(pool) for pool in pools.get(entry.name, [])],
+            machine=self._machine(entry),
         )
