@@ -42,6 +42,11 @@ pub trait DeviceModel: Send + Sync + 'static {
     /// The frontend is gone, or resets the device: what was agreed on with the driver is void.
     fn reset(&self) {}
 
+    /// Whether the frontend is asked to tell of resets. Without, it only stops the queues, as it does for a pause.
+    fn wants_resets(&self) -> bool {
+        false
+    }
+
     /// A handler for one queue that starts.
     fn queue(self: Arc<Self>) -> Box<dyn QueueHandler>;
 

@@ -10,6 +10,8 @@ use tmem_abi::wire::{REPLY_SIZE, REQUEST_SIZE};
 use tmem_abi::{Header, Op, Reply, Status, feature, pool};
 use tmem_channel::tmem::{Reason, TmemServer, ops};
 use tmem_channel::{ChannelState, PAGE_SIZE, PollPolicy, QueueState};
+use vhost::VhostBackend;
+use vhost::vhost_user::VhostUserFrontend;
 
 const BOTH: u64 = EVENT_IDX | INDIRECT_DESC;
 const MQ: u64 = 1;
@@ -73,6 +75,22 @@ fn the_device_says_what_it_is_and_one_hello_is_for_all_queues() {
     let mut driver = Driver::connect(&socket, 3, 64, BOTH);
     assert_eq!(driver.ask(0, &flush, &[], &[], 0).reply.status, Status::NotNegotiated);
     server.stop().unwrap();
+}
+
+#[test]
+fn a_reset_ends_the_session_and_a_pause_does_not() {
+    let mut bed = bed(1, BOTH, PollPolicy::Events);
+    let flush = pages(Op::FlushPage, 1, [0; 3], 0, 1);
+    bed.driver.frontend.get_vring_base(0).unwrap();
+    bed.driver.start(0);
+    assert_eq!(bed.driver.ask(0, &flush, &[], &[], 0).reply.status, Status::BadPool);
+    bed.driver.frontend.get_vring_base(0).unwrap();
+    bed.driver.frontend.reset_device().unwrap();
+    bed.driver.frontend.set_features(bed.driver.features).unwrap();
+    bed.driver.start(0);
+    assert_eq!(bed.driver.ask(0, &flush, &[], &[], 0).reply.status, Status::NotNegotiated);
+    assert_eq!(bed.driver.told(&hello()), bed.vm.engine.features());
+    bed.server.stop().unwrap();
 }
 
 #[test]

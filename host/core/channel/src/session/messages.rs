@@ -44,7 +44,10 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn reset_device(&mut self) -> Result<()> {
-        self.reset_owner()
+        self.reset_owner()?;
+        // Rings come up disabled again.
+        self.vrings.iter_mut().for_each(|vring| vring.enabled = false);
+        Ok(())
     }
 
     fn get_features(&mut self) -> Result<u64> {
@@ -157,10 +160,12 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
-        Ok(VhostUserProtocolFeatures::MQ
+        let mut offered = VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::REPLY_ACK
-            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
+        offered.set(VhostUserProtocolFeatures::RESET_DEVICE, self.home.device.wants_resets());
+        Ok(offered)
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {

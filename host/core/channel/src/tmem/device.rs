@@ -50,6 +50,10 @@ impl DeviceModel for Device {
         self.session.reset();
     }
 
+    fn wants_resets(&self) -> bool {
+        true
+    }
+
     fn queue(self: Arc<Self>) -> Box<dyn QueueHandler> {
         Box::new(Handler {
             session: self.session.clone(),

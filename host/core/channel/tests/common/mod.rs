@@ -200,7 +200,8 @@ impl Driver {
                     & (VhostUserProtocolFeatures::MQ
                         | VhostUserProtocolFeatures::CONFIG
                         | VhostUserProtocolFeatures::REPLY_ACK
-                        | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS),
+                        | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+                        | VhostUserProtocolFeatures::RESET_DEVICE),
             )
             .unwrap();
         frontend.set_hdr_flags(vhost::vhost_user::message::VhostUserHeaderFlag::NEED_REPLY);
