@@ -6,6 +6,7 @@ Sizes are bytes, times nanoseconds, a page 4096 bytes unless its pool was made w
 
 from typing import Any, Literal
 
+MeasuredOp = Literal["put", "get", "flush", "exchange", "put+get", "read", "write"]
 PutAnswer = Literal["stored", "no-room", "over-cap", "frozen"]
 
 class CoreError(Exception):
@@ -156,12 +157,65 @@ class TmemClient:
         """As :meth:`Engine.request`."""
 
     def measure(
-        self, pages: bytes, *, op: Literal["put", "get"], pool: int, batch: int, requests: int, start: int = 0
+        self,
+        pages: bytes,
+        *,
+        op: MeasuredOp,
+        pool: int,
+        requests: int,
+        batch: int = 1,
+        page_bytes: int = 4096,
+        length: int = 0,
+        start: int = 0,
     ) -> list[int]:
         """Nanoseconds of each of so many requests of ``batch`` pages, from before it is written to after its reply is
-        seen.  ``pages`` lie at index 0 and on of object 0; ``start`` is the request to begin with."""
+        seen.  ``pages`` lie at index 0 and on of object 0; ``start`` is the request to begin with.
+
+        ``put+get``: two requests, one after the other.  ``flush``: each page is put before, untimed.  ``read``,
+        ``write``: ``length`` bytes in the middle of a page; what is written is what is there.
+        """
 
     def close(self) -> None: ...
+
+class StreamClient:
+    """Monitor and guest of a :class:`StreamServer` in one: listens at ``socket`` and speaks frames, asleep meanwhile.
+
+    The first request waits for the server, up to a minute.
+    """
+
+    def __init__(self, socket: str) -> None: ...
+    def request(self, message: bytes, room: int | None = None) -> bytes:
+        """As :meth:`Engine.request`."""
+
+    def measure(
+        self,
+        pages: bytes,
+        *,
+        op: MeasuredOp,
+        pool: int,
+        requests: int,
+        batch: int = 1,
+        page_bytes: int = 4096,
+        length: int = 0,
+        start: int = 0,
+    ) -> list[int]:
+        """As :meth:`TmemClient.measure`."""
+
+    def close(self) -> None: ...
+
+def measure_engine(
+    engine: Engine,
+    pages: bytes,
+    *,
+    op: MeasuredOp,
+    pool: int,
+    requests: int,
+    batch: int = 1,
+    page_bytes: int = 4096,
+    length: int = 0,
+    start: int = 0,
+) -> list[int]:
+    """As :meth:`TmemClient.measure`, in this process: what a request costs before any channel."""
 
 def bench_store(
     store: Store,

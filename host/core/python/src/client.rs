@@ -7,10 +7,16 @@ use std::sync::Mutex;
 
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use tmem_channel::PAGE_SIZE;
-use tmem_channel::client::{BATCH_MAX, Client, DATA_MAX};
+use tmem_channel::client::{Client, DATA_MAX};
 
 use crate::error::core_error;
+use crate::measure::{Carrier, Plan};
+
+impl Carrier for Client {
+    fn ask(&mut self, head: &[u8], data: &[u8], room: usize) -> io::Result<(u64, u32)> {
+        self.timed(head, data, room)
+    }
+}
 
 #[pyclass(name = "TmemClient", module = "tmem_host._core", frozen)]
 pub struct PyTmemClient {
@@ -59,7 +65,7 @@ impl PyTmemClient {
     }
 
     /// Nanoseconds of each request.
-    #[pyo3(signature = (pages, *, op, pool, batch, requests, start = 0))]
+    #[pyo3(signature = (pages, *, op, pool, requests, batch = 1, page_bytes = 4096, length = 0, start = 0))]
     #[allow(clippy::too_many_arguments)] // One keyword argument each, as Python callers see it.
     fn measure(
         &self,
@@ -67,38 +73,14 @@ impl PyTmemClient {
         pages: &[u8],
         op: &str,
         pool: u32,
-        batch: u32,
         requests: u32,
+        batch: u32,
+        page_bytes: usize,
+        length: u32,
         start: u32,
     ) -> PyResult<Vec<u64>> {
-        let put = match op {
-            "put" => true,
-            "get" => false,
-            _ => return Err(core_error("invalid", format!("op is put or get, not {op}"))),
-        };
-        let bytes = batch as usize * PAGE_SIZE;
-        if !(1..=BATCH_MAX).contains(&batch) || pages.is_empty() || !pages.len().is_multiple_of(bytes) {
-            return Err(core_error(
-                "invalid",
-                "batch is 1 to 128, and pages a multiple of so many pages".into(),
-            ));
-        }
-        self.with(py, |client| {
-            let mut times = Vec::with_capacity(requests as usize);
-            let chunks = pages.len() / bytes;
-            for i in 0..requests {
-                let chunk = (start as usize + i as usize) % chunks;
-                let index = chunk as u32 * batch;
-                let ns = if put {
-                    client.load(&pages[chunk * bytes..][..bytes]);
-                    client.put(pool, index, batch)?
-                } else {
-                    client.get(pool, index, batch)?
-                };
-                times.push(ns);
-            }
-            Ok(times)
-        })
+        let plan = Plan::new(pages, op, pool, batch, page_bytes, length, requests, start)?;
+        self.with(py, |client| plan.run(pages, client))
     }
 
     fn close(&self) {

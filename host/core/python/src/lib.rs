@@ -11,8 +11,10 @@ mod error;
 mod exit;
 mod fleet;
 mod held;
+mod measure;
 mod store;
 mod stream;
+mod stream_client;
 mod tmem;
 
 use pyo3::prelude::*;
@@ -25,6 +27,8 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<engine::PyEngine>()?;
     m.add_class::<tmem::PyTmemServer>()?;
     m.add_class::<client::PyTmemClient>()?;
+    m.add_class::<stream_client::PyStreamClient>()?;
+    m.add_function(wrap_pyfunction!(measure::measure_engine, m)?)?;
     m.add_function(wrap_pyfunction!(bench::bench_store, m)?)?;
     m.add_function(wrap_pyfunction!(bench::bench_codec, m)?)?;
     m.add_function(wrap_pyfunction!(bench::bench_block, m)?)?;

@@ -10,7 +10,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use tmem_abi::wire::{REPLY_SIZE, REQUEST_SIZE};
-use tmem_abi::{Header, Op, Status};
 use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VringConfigData};
@@ -21,7 +20,6 @@ mod ram;
 use queue::{Piece, Queue};
 use ram::{GUEST_BASE, Ram};
 
-use crate::blk::PAGE_SIZE;
 use crate::ring::RING_FEATURES;
 
 pub use tmem_abi::wire::{BATCH_MAX, DATA_MAX};
@@ -115,41 +113,21 @@ impl Client {
         Ok(answer)
     }
 
-    /// Puts the pages that [`Client::put`] sends into the shared memory, as far as there is room.
-    pub fn load(&mut self, pages: &[u8]) {
-        self.ram.write(SENT, &pages[..pages.len().min(DATA_MAX as usize)]);
-    }
-
-    /// Puts `count` pages that were loaded, from `index` on into object 0. Nanoseconds from before the request is
-    /// written to after its reply was seen.
+    /// A request as a guest makes it, whose data lies in the shared memory before: nanoseconds from before `head` (the
+    /// request and its items) is written to after the reply was seen, and the reply's status. `room`: bytes it may fetch.
     ///
     /// # Errors
-    /// No answer came, or it is none but TMEM_OK.
-    pub fn put(&mut self, pool: u32, index: u32, count: u32) -> io::Result<u64> {
-        self.timed(Op::Put, pool, index, count)
-    }
-
-    /// Gets pages as [`Client::put`] puts them; they stay in the shared memory.
-    ///
-    /// # Errors
-    /// As [`Client::put`].
-    pub fn get(&mut self, pool: u32, index: u32, count: u32) -> io::Result<u64> {
-        self.timed(Op::Get, pool, index, count)
-    }
-
-    fn timed(&mut self, op: Op, pool: u32, index: u32, count: u32) -> io::Result<u64> {
-        let header = Header { op: op as u16, pool, index, count, ..Header::default() };
-        let bytes = count.min(BATCH_MAX) as usize * PAGE_SIZE;
-        let (sends, room) = if op == Op::Put { (bytes, 0) } else { (0, bytes) };
-        let start = Instant::now();
-        self.ram.write(REQUEST, &header.encode());
-        self.exchange(REQUEST_SIZE, sends, REPLY_SIZE, room)?;
-        let ns = start.elapsed().as_nanos() as u64;
-        match Status::from_wire(self.ram.u32(REPLY)) {
-            Some(Status::Ok) => Ok(ns),
-            Some(status) => Err(io::Error::other(format!("a {} is answered {}", op.name(), status.name()))),
-            None => Err(io::Error::other("an answer that is none")),
+    /// No request is as long as that, or no answer came.
+    pub fn timed(&mut self, head: &[u8], data: &[u8], room: usize) -> io::Result<(u64, u32)> {
+        if head.len() > (REPLY - REQUEST) as usize || data.len().max(room) > DATA_MAX as usize {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "no request is as long as that"));
         }
+        self.ram.write(SENT, data);
+        let start = Instant::now();
+        self.ram.write(REQUEST, head);
+        self.exchange(head.len(), data.len(), REPLY_SIZE, room)?;
+        let ns = start.elapsed().as_nanos() as u64;
+        Ok((ns, self.ram.u32(REPLY)))
     }
 
     /// Submits a chain of these lengths and waits for it; the used length.

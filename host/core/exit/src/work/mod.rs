@@ -157,9 +157,8 @@ pub fn make(site: &mut Site, name: &str, n: u32) -> Result<Box<dyn Work>> {
         "delay" => paging::delayed(site, us(n)),
         "copy-hot" | "copy-cold" | "lz4-compress" | "lz4-decompress" | "zstd-compress"
         | "zstd-decompress" => compute::make(site, name),
-        "put" | "put-zstd" | "get" | "flush" | "put-bounce" | "put-batch" | "get-batch" => {
-            paging::make(site, name, n)
-        }
+        "put" | "put-zstd" | "get" | "flush" | "put-bounce" | "put-batch" | "get-batch" | "exchange"
+        | "put+get" => paging::make(site, name, n),
         "put-deferred" => deferred::make(site),
         _ => disk::make(site, name)
             .unwrap_or_else(|| Err(ExitError::Invalid(format!("there is no work called {name:?}")))),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Pages put into the store and got back, straight from and to the guest's memory.
 
-use tmem_store::{DENSE_OBJECT, Get, Handle, Put};
+use tmem_store::{DENSE_OBJECT, Exchanged, Get, Handle, Put};
 
 use super::{Extra, FRAMES, Pages, Site, Work, scatter, spin_until};
 use crate::clock::ticks;
@@ -155,6 +155,41 @@ impl Work for Gets {
     }
 }
 
+/// A page put and another got: at once, or each in a request of its own (an even one, and the odd one after it).
+struct Swaps {
+    pool: Pool,
+    ledger: Ledger,
+    at_once: bool,
+}
+
+impl Work for Swaps {
+    fn run(&mut self, seq: u32) -> std::result::Result<(), String> {
+        let turn = if self.at_once { seq } else { seq / 2 };
+        let index = scatter(turn, self.pool.span);
+        let other = (index + self.pool.span / 2) % self.pool.span;
+        let frame = self.pool.pages.frame(0);
+        if !self.at_once && seq % 2 == 1 {
+            return self.pool.get(other, frame);
+        }
+        let source = self.pool.source(turn, index);
+        let page = self.pool.pages.page(source);
+        self.ledger.set(index, source);
+        if !self.at_once {
+            return self.pool.put(index, page);
+        }
+        let (put, get) = ((&DENSE_OBJECT, index as u32), (&DENSE_OBJECT, other as u32));
+        // SAFETY: a page and a frame of the guest's memory.
+        match unsafe { self.pool.handle.exchange(put, page, get, frame) } {
+            Exchanged { put: Put::Stored, get: Some(Get::Hit) } => Ok(()),
+            refused => Err(format!("exchange of pages {index} and {other} answered {refused:?}")),
+        }
+    }
+
+    fn finish(&mut self) -> std::result::Result<Extra, String> {
+        self.pool.check(|index| self.ledger.get(index)).map(|()| Extra::default())
+    }
+}
+
 /// Each page once: what is flushed is gone.
 struct Flushes {
     pool: Pool,
@@ -180,6 +215,7 @@ pub(super) fn make(site: &Site, name: &str, n: u32) -> Result<Box<dyn Work>> {
     Ok(match name {
         "get" | "get-batch" => Box::new(Gets { pool, batch }),
         "flush" => Box::new(Flushes { pool, next: 0 }),
+        "exchange" | "put+get" => Box::new(Swaps { pool, ledger, at_once: name == "exchange" }),
         _ => {
             let bounce = (name == "put-bounce").then(|| Box::new([0; PAGE]));
             Box::new(Puts { pool, ledger, batch, bounce, delay: None })
