@@ -29,9 +29,14 @@ _PATIENCE: Final = 60.0
 
 
 class BareMachine(ABC):
-    """A ``pc`` of ``memory_mib`` with the given devices. ``folder`` keeps its memory and what it says."""
+    """A ``pc`` of ``memory_mib`` with the given devices. ``folder`` keeps its memory and what it says.
 
-    def __init__(self, program: Path, memory_mib: int, devices: Sequence[str], folder: Path) -> None:
+    ``extra``: arguments that the devices refer to.
+    """
+
+    def __init__(
+        self, program: Path, memory_mib: int, devices: Sequence[str], folder: Path, extra: Sequence[str] = ()
+    ) -> None:
         size = memory_mib << 20
         ram = folder / "ram"
         with ram.open("w+b") as stream:
@@ -46,6 +51,7 @@ class BareMachine(ABC):
             *("-object", f"memory-backend-file,id=mem0,size={size},mem-path={comma(ram)},share=on"),
             *("-chardev", f"socket,id=qmp,fd={theirs.fileno()}", "-mon", "chardev=qmp,mode=control"),
             *how,
+            *extra,
             *(word for device in devices for word in ("-device", device)),
         ]
         with self.log.open("wb") as log:

@@ -181,7 +181,7 @@ class Queue:
         self._available = self._descriptors + 16 * size
         self._used = -(-(self._available + 6 + 2 * size) // 4096) * 4096
         self.buffers = range(-(-(self._used + 6 + 8 * size) // 4096) * 4096, memory.stop)
-        self._turn = 0
+        self._turn = self._head = 0
         machine.memory[memory.start : self.buffers.start] = bytes(self.buffers.start - memory.start)
         self._store("<H", self._available, _NO_INTERRUPT)
 
@@ -197,11 +197,8 @@ class Queue:
         value: int = struct.unpack_from(form, self._machine.memory, address)[0]
         return value
 
-    def submit(self, readable: Sequence[tuple[int, int]], writable: Sequence[tuple[int, int]]) -> int | None:
-        """Kicks with one chain of (address, length) pieces.
-
-        The length that came back with it; None: it had not come back when the kick was done.
-        """
+    def submit(self, readable: Sequence[tuple[int, int]], writable: Sequence[tuple[int, int]]) -> None:
+        """Kicks with one chain of (address, length) pieces."""
         pieces = [(*piece, 0) for piece in readable] + [(*piece, _WRITE) for piece in writable]
         assert 0 < len(pieces) <= self._size
         # Not always the same descriptors, nor in their order.
@@ -216,8 +213,12 @@ class Queue:
         self._turn += 1
         self._store("<H", self._available + 2, self._turn & 0xFFFF)
         (self._machine.port_out if self._bell.ports else self._machine.write)(self._bell.address, 2, 0)
+        self._head = heads[0]
+
+    def used(self) -> int | None:
+        """The length with which what was submitted came back; None: it did not yet."""
         if self._load("<H", self._used + 2) != self._turn & 0xFFFF:
             return None
         at = self._used + 4 + 8 * ((self._turn - 1) % self._size)
-        assert self._load("<I", at) == heads[0]
+        assert self._load("<I", at) == self._head
         return self._load("<I", at + 4)
