@@ -17,7 +17,7 @@ PY_SOURCES := host/tmem_host tests scripts $(wildcard guest/agent)
 FUZZ_SECONDS ?= 600
 OUT ?= out/demo
 
-.PHONY: help deps build core guests module module-check capi qemu comparators check lint rust-test py-test test demo fuzz lock clean distclean
+.PHONY: help deps build core guests module module-check capi qemu libvirt box vagrant-test comparators check lint rust-test py-test test demo fuzz lock clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -58,6 +58,20 @@ capi: ## build the core's C ABI, which the patched QEMU links
 qemu: build capi ## build the patched QEMU of qemu-patches/, if it is not in the cache yet
 	@qemu-patches/build
 
+libvirt: $(VENV)/.libvirt ## libvirt-python in the virtual environment, for 'tmem vm attach' and Vagrant
+
+$(VENV)/.libvirt: $(VENV)/.requirements requirements-libvirt.lock
+	@scripts/install-deps libvirt
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements-libvirt.lock
+	touch $@
+
+box: build libvirt ## the box and the kernel of vagrant/settings.toml, if they are not in the cache yet
+	@scripts/install-deps vagrant
+	@$(BIN)/python -m tmem_host.vm.boxbuild build
+
+vagrant-test: box ## from the box to guests that swap, by REST, and back to nothing (minutes)
+	$(BIN)/pytest -rs tests/vagrant
+
 lint: build ## ruff, mypy, rustfmt, clippy
 	$(BIN)/ruff check $(PY_SOURCES)
 	$(BIN)/ruff format --check $(PY_SOURCES)
@@ -93,6 +107,10 @@ lock: $(VENV)/.requirements ## resolve requirements.lock and Cargo.lock anew
 	  $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --extra dev --no-annotate --quiet \
 	    --custom-compile-command 'make lock' pyproject.toml; } > requirements.lock.new
 	mv requirements.lock.new requirements.lock
+	{ echo '# SPDX-License-Identifier: Apache-2.0'; \
+	  echo 'libvirt-python>=9.0' | $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --quiet \
+	    --no-annotate --custom-compile-command 'make lock' -; } > requirements.lock.new
+	mv requirements.lock.new requirements-libvirt.lock
 	cd $(CORE) && $(CARGO) update --quiet
 
 clean: ## remove what a build made, except the virtual environment and the cache folder

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m tmem_host.vm.boxbuild build``, which 'make box' runs; the other commands are the Vagrantfile's."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from tmem_host.errors import TmemError
+from tmem_host.vm.boxbuild import built, settings
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tmem_host.vm.boxbuild", description="Vagrant's box and machines.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("build", help="build the box, and the kernel of vagrant/settings.toml, if they are not there")
+    commands.add_parser("plan", help="print what the machines are to be, as JSON")
+    for name, text in (
+        ("prepare", "before a machine starts: agent, VM and pool"),
+        ("forget", "after a machine's end: what only it needed"),
+    ):
+        commands.add_parser(name, help=text).add_argument("machine")
+    options = parser.parse_args(arguments)
+    try:
+        wanted = settings.read()
+        if options.command == "build":
+            made = built.build(wanted.kernel)
+            image = made.kernel(wanted.kernel)
+            print(f"kernel {image.series}: Linux {image.version}, {image.initramfs}")
+            print(f"box {made.box.name}: {made.box.file}")
+            return 0
+        from tmem_host.vm.boxbuild import machines
+
+        if options.command == "plan":
+            machines.print_plan(wanted)
+        elif options.command == "prepare":
+            vm = machines.prepare(wanted, options.machine)
+            print(f"{vm.name}: the agent serves {vm.socket}")
+        else:
+            machines.forget(wanted, options.machine)
+    except TmemError as error:
+        print(f"tmem: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What vagrant/Vagrantfile asks for: the plan of the machines, and what is done before and after one's life."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+from xml.sax.saxutils import escape
+
+from tmem_host.client import AgentClient
+from tmem_host.config import AgentConfig, cache_dir, state_dir
+from tmem_host.errors import Conflict, NotFound, TmemError, Unavailable, VmFailed
+from tmem_host.models import VmCreate, VmInfo
+from tmem_host.vm import process, qemu
+from tmem_host.vm.accel import find_accelerator
+from tmem_host.vm.boxbuild import built as built_files
+from tmem_host.vm.boxbuild.settings import Settings
+from tmem_host.vm.libvirt_link import Link, library
+from tmem_host.vm.spec import STOCK_QEMU, VhostUserBlk
+
+#: Of the pool and of the network, which exist as long as there are machines.
+NAME: Final = "tmem-vagrant"
+#: libvirt gives addresses from below, and the devices of ours are none that it knows.
+_PCI_SLOT: Final = "0x1e"
+_AGENT_DEADLINE: Final = 60.0
+_STOP_DEADLINE: Final = 30.0
+
+
+def state_folder(settings: Settings) -> Path:
+    return Path(settings.state).expanduser().absolute() if settings.state else state_dir()
+
+
+def pool_folder() -> Path:
+    """Disks of the machines; below the cache, as a copy of the box is most of it."""
+    return cache_dir() / "boxes" / "pool"
+
+
+# -- plan -------------------------------------------------------------------------------------------------------------
+
+
+def plan(settings: Settings) -> dict[str, Any]:
+    """Everything the Vagrantfile needs, as JSON. Raises NotFound for what 'make box' has not built."""
+    built = built_files.read()
+    image = built.kernel(settings.kernel)
+    path = process.find_qemu(STOCK_QEMU)
+    version, _text = process.qemu_version(path)
+    accelerator = asyncio.run(find_accelerator(path, image, wanted=settings.accel))
+    config = AgentConfig(state=state_folder(settings))
+    return {
+        "box": {"name": built.box.name, "file": str(built.box.file), "key": str(built.box.key)},
+        "libvirt": {"uri": settings.libvirt, "pool": NAME, "network": NAME, "address": settings.network},
+        "accelerator": accelerator.name,
+        "why": accelerator.why,
+        "memory": settings.memory_mib,
+        "cpus": settings.vcpus,
+        "kernel": str(image.vmlinuz),
+        "initrd": str(image.initramfs),
+        "machines": [_machine(name, config, settings, version) for name in settings.machines],
+    }
+
+
+def _machine(name: str, config: AgentConfig, settings: Settings, version: qemu.Version) -> dict[str, Any]:
+    words = qemu.vhost_user_blk(
+        "tmem0", VhostUserBlk(config.vm_socket(name), settings.vcpus, reconnect_ms=1000), version
+    )
+    words[-1] += f",addr={_PCI_SLOT}"
+    line = (
+        f"console=ttyS0 quiet tsc=reliable no_timer_check net.ifnames=0 systemd.hostname={name} tmem.swap={name[:20]}"
+    )
+    return {
+        "name": name,
+        "cmdline": line,
+        "console": str(config.sockets / f"{name}.console.log"),
+        "qemu": words,
+        "channels": [
+            {"name": qemu.AGENT_PORT, "path": str(config.vm_socket(name, "agent"))},
+            {"name": qemu.PAGES_PORT, "path": str(config.vm_socket(name, "serial"))},
+        ],
+    }
+
+
+# -- before and after -------------------------------------------------------------------------------------------------
+
+
+def prepare(settings: Settings, name: str) -> VmInfo:
+    """Before a machine starts: an agent that answers, with a VM of that name, and a pool for its disk."""
+    folder = state_folder(settings)
+    with _one_at_a_time():
+        _check_rights(settings)
+        _ensure_pool(settings)
+        client = AgentClient(folder)
+        _ensure_agent(client, folder)
+        wanted = VmCreate(
+            name=name, size_bytes=settings.swap_mib << 20, channels=("blk", "serial"), queues=settings.vcpus
+        )
+        try:
+            found = client.get_vm(name)
+        except NotFound:
+            return client.create_vm(wanted)
+        if found.size_bytes != wanted.size_bytes or {channel.kind for channel in found.channels} != {"blk", "serial"}:
+            raise Conflict(
+                f"the agent has a VM {name} of another kind", "'vagrant destroy' it, or choose another name in settings"
+            )
+        return found
+
+
+def forget(settings: Settings, name: str) -> None:
+    """After a machine's end. After the last one's, pool, network and an agent that was started here end, too."""
+    folder = state_folder(settings)
+    with _one_at_a_time():
+        client = AgentClient(folder)
+        with contextlib.suppress(NotFound, Unavailable):
+            client.remove_vm(name)
+        for path in (
+            AgentConfig(state=folder).sockets / f"{name}.console.log",
+            AgentConfig(state=folder).vm_socket(name, "agent"),
+            AgentConfig(state=folder).vm_socket(name, "serial"),
+        ):
+            path.unlink(missing_ok=True)
+        if _others(settings, name):
+            return
+        _remove_pool_and_network(settings)
+        _stop_own_agent(client, folder)
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Vagrant brings machines up side by side."""
+    with (cache_dir() / "boxes" / ".machines").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+# -- the agent --------------------------------------------------------------------------------------------------------
+
+
+def _note(folder: Path) -> Path:
+    """Holds the process id of an agent that was started here."""
+    return folder / "vagrant.pid"
+
+
+def _ensure_agent(client: AgentClient, folder: Path) -> None:
+    try:
+        client.health()
+        return
+    except Unavailable:
+        pass
+    argv = [sys.executable, "-m", "tmem_host.cli", "serve", "--state", str(folder)]
+    # What it has to say is in its log; Vagrant waits for whoever holds its own output open.
+    child = subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        start_new_session=True,
+    )
+    until = time.monotonic() + _AGENT_DEADLINE
+    while True:
+        try:
+            health = client.health()
+        except Unavailable as error:
+            if child.poll() is not None or time.monotonic() > until:
+                raise VmFailed("the agent did not start", f"see {folder / 'agent.log'}") from error
+            time.sleep(0.05)
+        else:
+            _note(folder).write_text(f"{health.pid}\n")
+            return
+
+
+def _stop_own_agent(client: AgentClient, folder: Path) -> None:
+    try:
+        pid = int(_note(folder).read_text())
+        mine = client.health().pid == pid and not client.list_vms()
+    except (OSError, ValueError, Unavailable):
+        return
+    if not mine:
+        return
+    watched = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(watched, signal.SIGTERM)
+        _wait_for_end(client)
+    finally:
+        os.close(watched)
+    _note(folder).unlink(missing_ok=True)
+
+
+def _wait_for_end(client: AgentClient) -> None:
+    until = time.monotonic() + _STOP_DEADLINE
+    while time.monotonic() < until:
+        try:
+            client.health()
+        except Unavailable:
+            return
+        time.sleep(0.05)
+    raise VmFailed("the agent does not stop", "see its agent.log")
+
+
+# -- libvirt ----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _link(settings: Settings) -> Iterator[Link]:
+    link = Link(settings.libvirt)
+    try:
+        yield link
+    finally:
+        link.close()
+
+
+def _check_rights(settings: Settings) -> None:
+    """The agent's sockets are its user's alone, so a QEMU that another user runs cannot open them."""
+    from tmem_host.vm.libvirt_rights import check_qemu_user
+
+    with _link(settings) as link:
+        check_qemu_user(link, os.getuid())
+
+
+def _ensure_pool(settings: Settings) -> None:
+    folder = pool_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    xml = f"<pool type='dir'><name>{NAME}</name><target><path>{escape(str(folder))}</path></target></pool>"
+
+    def ensure(connection: Any) -> None:
+        known = {pool.name(): pool for pool in connection.listAllStoragePools()}
+        pool = known.get(NAME) or connection.storagePoolDefineXML(xml)
+        if not pool.isActive():
+            pool.create()
+
+    with _link(settings) as link:
+        link.run(f"the pool {NAME}", ensure)
+
+
+def _others(settings: Settings, name: str) -> list[str]:
+    """Domains of the other machines of these settings' name."""
+
+    def names(connection: Any) -> list[str]:
+        return [domain.name() for domain in connection.listAllDomains()]
+
+    with _link(settings) as link:
+        found = link.run("the domains", names)
+    return [other for other in found if other != name and other.removeprefix(settings.name).isdigit()]
+
+
+def _remove_pool_and_network(settings: Settings) -> None:
+    libvirt = library()
+
+    def remove(connection: Any) -> None:
+        for network in connection.listAllNetworks():
+            if network.name() == NAME:
+                if network.isActive():
+                    network.destroy()
+                network.undefine()
+        for pool in connection.listAllStoragePools():
+            if pool.name() == NAME:
+                if pool.isActive():
+                    pool.refresh()
+                    for volume in pool.listAllVolumes():
+                        with contextlib.suppress(libvirt.libvirtError):
+                            volume.delete()
+                    pool.destroy()
+                pool.undefine()
+
+    with _link(settings) as link:
+        link.run("the end of pool and network", remove)
+    with contextlib.suppress(OSError):
+        pool_folder().rmdir()
+
+
+def print_plan(settings: Settings) -> None:
+    try:
+        json.dump(plan(settings), sys.stdout)
+    except TmemError as error:
+        # One line in place of a plan: the Vagrantfile shows it as it is.
+        json.dump({"error": str(error)}, sys.stdout)

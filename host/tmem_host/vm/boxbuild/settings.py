@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vagrant/settings.toml: what is brought up. Each setting can be overridden by the environment."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Final, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tmem_host.config import check_vm_name
+from tmem_host.errors import InvalidInput, TmemError
+from tmem_host.vm import images
+from tmem_host.vm.routes import KERNELS, Channel, Route, Source, missing
+from tmem_host.vm.spec import AccelName
+
+#: TMEM_VAGRANT_GUESTS=3 stands for guests = 3.
+ENVIRONMENT: Final = "TMEM_VAGRANT_"
+#: Channels that a monitor started by libvirt can have: the others need devices or files of the direct driver.
+CHANNELS: Final[tuple[Channel, ...]] = ("vhost-user-blk",)
+
+
+def _name(text: str) -> str:
+    try:
+        return check_vm_name(text)
+    except TmemError as error:
+        raise ValueError(str(error)) from error
+
+
+def _network(text: str) -> str:
+    network = ipaddress.IPv4Network(text)
+    if not 16 <= network.prefixlen <= 29:
+        raise ValueError("a network for guests is of /16 to /29")
+    return str(network)
+
+
+class Settings(BaseModel):
+    """What vagrant/settings.toml says; its comments there say what each is for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    guests: Annotated[int, Field(ge=1, le=64)]
+    name: Annotated[str, Field(max_length=48), AfterValidator(_name)]
+    memory_mib: Annotated[int, Field(ge=160, le=1 << 20)]
+    vcpus: Annotated[int, Field(ge=1, le=64)]
+    kernel: str
+    source: Source
+    channel: Channel
+    swap_mib: Annotated[int, Field(ge=1, le=1 << 24)]
+    accel: AccelName
+    libvirt: Annotated[str, Field(pattern=r"^qemu[a-z+]*:///system(\?.*)?$")]
+    network: Annotated[str, AfterValidator(_network)]
+    #: Empty: the user's own.
+    state: str = ""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.kernel not in KERNELS:
+            raise ValueError(f"kernel is one of {', '.join(KERNELS)}")
+        reason = missing(Route(self.source, self.channel), self.kernel)
+        if reason:
+            raise ValueError(reason)
+        if self.channel not in CHANNELS:
+            raise ValueError(f"channel is one of {', '.join(CHANNELS)} here")
+        return self
+
+    @property
+    def machines(self) -> list[str]:
+        """Names of domains, of the agent's VMs, and of hosts: tmem1, tmem2, ..."""
+        return [f"{self.name}{number}" for number in range(1, self.guests + 1)]
+
+
+def settings_file() -> Path:
+    return images.sources().root.parent / "vagrant" / "settings.toml"
+
+
+def read(path: Path | None = None, environment: Mapping[str, str] = os.environ) -> Settings:
+    """The file, and the environment over it. Raises InvalidInput, naming the setting."""
+    path = path or settings_file()
+    hint = f"see {path.name}, and the variables that begin with {ENVIRONMENT}"
+    try:
+        fields: dict[str, object] = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise InvalidInput(f"{path} cannot be read: {error}", hint) from error
+    for key, value in environment.items():
+        if key.startswith(ENVIRONMENT):
+            fields[key.removeprefix(ENVIRONMENT).lower()] = value
+    try:
+        return Settings.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        message = str(first["msg"]).removeprefix("Value error, ")
+        raise InvalidInput(f"{place}: {message}" if place else message, hint) from error
