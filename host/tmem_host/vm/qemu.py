@@ -135,8 +135,8 @@ def comma(path: Path) -> str:
     return str(path).replace(",", ",,")
 
 
-def _queues(count: int | None) -> str:
-    return "" if count is None else f",num-queues={count}"
+def _queues(count: int | None, size: int | None = None) -> str:
+    return ("" if count is None else f",num-queues={count}") + ("" if size is None else f",queue-size={size}")
 
 
 def _reconnecting(node: str, socket: Path, reconnect_ms: int, version: Version) -> list[str]:
@@ -160,14 +160,14 @@ def _file_disk(node: str, disk: FileDisk) -> list[str]:
     mode = ",read-only=on" if disk.read_only else ",discard=unmap"
     return [
         *("-blockdev", f"driver=file,node-name={node},filename={comma(disk.path)},aio={disk.aio}{cache}{mode}"),
-        *("-device", f"virtio-blk-pci,drive={node},serial={disk.serial}{_queues(disk.queues)}"),
+        *("-device", f"virtio-blk-pci,drive={node},serial={disk.serial}{_queues(disk.queues, disk.queue_size)}"),
     ]
 
 
 def _null_disk(node: str, disk: NullDisk) -> list[str]:
     return [
         *("-blockdev", f"driver=null-co,node-name={node},size={disk.size},read-zeroes=on"),
-        *("-device", f"virtio-blk-pci,drive={node},serial={disk.serial}{_queues(disk.queues)}"),
+        *("-device", f"virtio-blk-pci,drive={node},serial={disk.serial}{_queues(disk.queues, disk.queue_size)}"),
     ]
 
 
