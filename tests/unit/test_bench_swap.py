@@ -4,16 +4,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tmem_host.bench import swap_arms as arms
 from tmem_host.bench import swap_bench as swap
+from tmem_host.bench.results import Scalar
 from tmem_host.bench.runner import BenchContext
 from tmem_host.bench.swap_figures import Held, InMemory, compression, cost_in, cost_out, fullest, overhead, totals
-from tmem_host.bench.swap_stage import DIRECT, Stage, StageSpec, cpu_of
+from tmem_host.bench.swap_host import HostSide, place_of
+from tmem_host.bench.swap_stage import cpu_of, merged
 from tmem_host.errors import InvalidInput, TmemError
 from tmem_host.vm.guest_results import HogPhase, HogResult
-from tmem_host.vm.images import KernelImage
+from tmem_host.vm.routes import Options
+from tmem_host.vm.spec import NullDisk
 
 
 def phase(name: str, seconds: float, swapped_in: int = 0, swapped_out: int = 0, pages: int = 1000) -> HogPhase:
@@ -74,36 +79,73 @@ def test_the_fullest_moment_counts() -> None:
 
 
 def test_every_arm_that_the_bench_is_for_is_there() -> None:
-    table = swap.devices(500)
-    assert list(table) == [
+    table = arms.devices(500)
+    disks = ("vhost-user-tmem", "vhost-user-tmem-poll", "virtio-tmem", "virtio-tmem-pio", "virtio-tmem-ioeventfd")
+    assert set(table) == {
         *(f"tmem-{codec}{poll}" for codec in ("lz4", "zstd", "none") for poll in ("", "-poll")),
-        "disk-none",
-        "disk-writeback",
-        "null",
-        "zram",
-    ]
-    assert table["tmem-zstd-poll"].poll_us == 500
+        *(f"swap-disk-{way}" for way in (*disks, "virtio-serial", "ivshmem", "async-vhost-user-tmem")),
+        *("frontswap-vhost-user-tmem", "frontswap-virtio-tmem"),
+        *("disk-none", "disk-writeback", "null", "zram"),
+    }
+    assert table["tmem-zstd-poll"].poll_us == table["swap-disk-vhost-user-tmem-poll"].poll_us == 500
     assert not table["null"].verified
+    assert not table["swap-disk-async-vhost-user-tmem"].synchronous
 
 
 def test_arms_can_be_chosen_and_keep_their_order() -> None:
-    table = swap.devices(1)
-    assert swap._choose("zram,tmem-lz4", table) == ["tmem-lz4", "zram"]
+    table = arms.devices(1)
+    assert arms.choose("zram,tmem-lz4", table, quick=True, kernel="6.1") == ["tmem-lz4", "zram"]
     with pytest.raises(InvalidInput, match="no arm 'tea'"):
-        swap._choose("tea", table)
+        arms.choose("tea", table, quick=False, kernel="6.1")
+
+
+def test_what_runs_when_nobody_chooses() -> None:
+    table = arms.devices(1)
+    full = arms.choose("", table, quick=False, kernel="6.1")
+    assert set(table) - set(full) == {"swap-disk-virtio-tmem-pio", "swap-disk-virtio-tmem-ioeventfd"}
+    quick = arms.choose("", table, quick=True, kernel="6.1")
+    # What the verdict compares.
+    assert {"swap-disk-virtio-tmem", "swap-disk-vhost-user-tmem-poll", "tmem-lz4", "disk-none"} <= set(quick)
+    assert len(quick) < 12
+    assert "swap-disk-virtio-serial" not in quick
+    assert not any(name.startswith("frontswap") for name in quick)
+    assert "frontswap-virtio-tmem" in arms.choose("", table, quick=True, kernel="5.10")
+
+
+def test_a_guest_has_one_device_that_the_module_drives_and_one_frontswap() -> None:
+    guests: dict[str, set[str]] = {}
+    for name, device in arms.devices(1).items():
+        guests.setdefault(device.guest, set()).add(name)
+    own = {name for names in guests.values() if len(names) == 1 for name in names}
+    assert own == {
+        *("swap-disk-virtio-tmem", "swap-disk-virtio-tmem-pio", "swap-disk-virtio-tmem-ioeventfd"),
+        *("frontswap-vhost-user-tmem", "frontswap-virtio-tmem"),
+    }
+    assert len(guests[arms.MAIN]) == len(arms.devices(1)) - len(own)
 
 
 def plan(tmp_path: Path, quick: bool = False, **options: str) -> swap.Plan:
     return swap.Plan.of(BenchContext("swap", tmp_path, quick=quick, options=options))
 
 
-def test_dimensions_tell_arms_apart(tmp_path: Path) -> None:
-    table = swap.devices(9)
-    labels = [swap.arm_of(name, device, plan(tmp_path)).labels() for name, device in table.items()]
-    assert len({tuple(sorted(one.items())) for one in labels}) == len(table)
-    assert labels[1]["poll"] == "on"
-    assert labels[0]["channel"] == "vhost-user-blk"
-    assert all(one["kernel"] == "6.1" for one in labels)
+def labels(name: str, disk_kind: str = "") -> dict[str, Scalar]:
+    device = arms.devices(9)[name]
+    return arms.arm_of(name, device, kernel="6.1", contents="corpus", disk_kind=disk_kind).labels()
+
+
+def test_dimensions_tell_arms_apart() -> None:
+    table = arms.devices(9)
+    found = [{k: v for k, v in labels(name).items() if k != "arm"} for name in table]
+    assert len({tuple(sorted(one.items())) for one in found}) == len(table)
+    assert labels("tmem-lz4-poll")["poll"] == "on"
+    assert labels("tmem-lz4")["channel"] == "vhost-user-blk"
+    assert labels("zram")["channel"] == "none"
+    inline = labels("swap-disk-virtio-tmem")
+    assert (inline["channel"], inline["doorbell"], inline["ioeventfd"]) == ("virtio-tmem", "mmio", "off")
+    assert labels("swap-disk-ivshmem")["backend"] == "ivshmem"
+    assert labels("frontswap-virtio-tmem")["source"] == "frontswap"
+    assert labels("disk-none", "nvme")["device"] == "nvme"
+    assert "device" not in labels("tmem-lz4", "nvme")
 
 
 def test_swap_holds_the_largest_hog_also_in_the_quick_setting(tmp_path: Path) -> None:
@@ -121,12 +163,23 @@ def test_impossible_plans_are_refused(tmp_path: Path, options: dict[str, str]) -
 
 
 def test_a_disk_arm_needs_a_disk(tmp_path: Path) -> None:
-    image = KernelImage("6.1", "6.1.0", tmp_path, tmp_path, None)
-    spec = StageSpec(image, 96, 1, 64, "tcg", Path("/dev/shm"), tmp_path / "logs", None, tmem=False)
-    stage = Stage(spec)
-    stage._prepare_files()
-    assert "is memory and no disk" in stage.missing[DIRECT]
-    assert "--disk-dir" in stage.missing[DIRECT]
+    device = arms.devices(1)["disk-none"]
+    host = HostSide((device,), Options(64), Path("/dev/shm"), tmp_path / "logs", None)
+    host.prepare_files()
+    assert "is memory and no disk" in host.missing[place_of(device)]
+    assert "--disk-dir" in host.missing[place_of(device)]
+
+
+def test_what_several_channels_want_of_one_vm() -> None:
+    disk = NullDisk(4096, "one")
+    wanted: list[dict[str, Any]] = [
+        {"disks": (disk,)},
+        {"pages_port": Path("/p")},
+        {"extra_args": ("-a",)},
+        {"extra_args": ("-b",)},
+    ]
+    assert merged(wanted) == {"disks": (disk,), "tmem": (), "extra_args": ("-a", "-b"), "pages_port": Path("/p")}
+    assert merged([])["pages_port"] is False
 
 
 def test_processor_time_of_a_process() -> None:

@@ -39,6 +39,22 @@ def cannot_hold(folder: Path, need_bytes: int, *, direct: bool) -> str:
     return ""
 
 
+def disk_kind(folder: Path) -> str:
+    """hdd, ssd or nvme, after the kernel's name and word for the disk under the folder; empty for all others."""
+    number = folder.stat().st_dev
+    found = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+    if not found.exists():
+        return ""
+    device = found.resolve()
+    if (device / "partition").exists():
+        device = device.parent
+    if device.name.startswith("nvme"):
+        return "nvme"
+    if not device.name.startswith("sd"):
+        return ""
+    return "hdd" if (device / "queue" / "rotational").read_text().strip() == "1" else "ssd"
+
+
 @contextlib.contextmanager
 def disk_file(folder: Path) -> Iterator[Path]:
     """An empty file in the folder, removed when the block ends."""

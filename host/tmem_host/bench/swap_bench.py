@@ -1,60 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
 """`tmem bench swap`: the same work in the same guest, with its swap in different places.
 
-One guest is booted with every device attached. In each round every arm has its turn, in shuffled order: its device
-becomes the guest's only swap, a hog larger than what the guest has free writes its pages, verifies them in order and at
-random, and the swap is taken off again. What is compared:
+In each round every arm has its turn, in shuffled order: its device becomes the guest's only swap, a hog larger than
+what the guest has free writes its pages, verifies them in order and at random, and the swap is taken off again. What is
+compared:
 
-* ``tmem-CODEC``, ``tmem-CODEC-poll``: vhost-user-blk to the host agent, which sleeps between requests or spins;
+* ``tmem-CODEC``, ``tmem-CODEC-poll``: the stock driver, over vhost-user-blk to the host agent, which sleeps between
+  requests or spins;
+* ``swap-disk-CHANNEL``: the disk of tmem.ko, synchronous, over vhost-user-tmem (``-poll``: the agent spins), inline
+  over virtio-tmem, over virtio-serial; ``swap-disk-async-...``: the kernel is not told that the disk is synchronous;
+  ``-pio``, ``-ioeventfd``: other ways of virtio-tmem to kick, for those who name them;
+* ``swap-disk-ivshmem``: the same disk on memory of the host that the guest has mapped, nothing compressed: no exit at
+  all, the floor;
+* ``frontswap-CHANNEL``: 5.10 only (`--set kernel=5.10`);
 * ``disk-none``, ``disk-writeback``: virtio-blk on a file on a real disk, past or through the host's page cache;
 * ``null``: virtio-blk on a device that keeps nothing: the cost of the way there and back. Pages read back as zeroes, so
   nothing is compared, and only the hog's own area may be swapped (hog and agent are locked in memory). It does less
   work than the others: it has latencies and costs per page, but no run time;
 * ``zram``: compressed in the guest's own memory.
 
-A bad page fails the arm. Metrics are listed in `_Turn`.
+One guest has every device that it can have beside others, and loads tmem.ko for a turn: whatever else differs between
+two guests does not differ between two arms. Where the module would find two devices of its kind, or cannot be unloaded,
+an arm has a guest of its own, alike in all but that device, stopped while others have their turn (`swap_stage`). What
+an access costs in memory is measured in each of them.
+
+A bad page fails the arm, and so does one whose module counted no page. Metrics are listed in `swap_turns`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import get_args
 
+from tmem_host._core import ExitRig
 from tmem_host.bench import corpus
+from tmem_host.bench.disk_folder import disk_kind
 from tmem_host.bench.harness import HARNESS
-from tmem_host.bench.results import Scalar
-from tmem_host.bench.runner import Arm, ArmSkipped, BenchAborted, BenchContext, BenchError, bench
-from tmem_host.bench.swap_figures import (
-    PHASES,
-    Held,
-    InMemory,
-    compression,
-    cost_in,
-    cost_out,
-    fullest,
-    overhead,
-    totals,
-)
-from tmem_host.bench.swap_stage import CACHED, CORPUS, DIRECT, NULL, TMEM, Stage, StageSpec
+from tmem_host.bench.runner import Arm, BenchContext, bench
+from tmem_host.bench.swap_arms import DIRECT, Device, arm_of, choose, devices
+from tmem_host.bench.swap_stage import Stage, StageSpec
+from tmem_host.bench.swap_turns import Turns
 from tmem_host.config import MIB, PAGE_SIZE
-from tmem_host.errors import InvalidInput, TmemError
-from tmem_host.models import Codec
-from tmem_host.vm.guest_client import GuestError, GuestRefused
-from tmem_host.vm.guest_results import HogResult, Progress
+from tmem_host.errors import InvalidInput, NotFound
+from tmem_host.vm import routes
 from tmem_host.vm.images import guest_image
+from tmem_host.vm.qemubuild.build import patched_qemu
 from tmem_host.vm.spec import AccelName
 
-ZRAM: Final = "zram"
-#: A hog of this share of the guest's memory fits: what an access costs when nothing is swapped.
-_FITS: Final = 0.2
-_IN_MEMORY_REPEATS: Final = 3
-_HOG_PATTERNS: Final = ("same", "zero", "synthetic")
-
-
-_LITTLE: Final = "zram keeps what it compresses in the guest's own memory: a smaller --factor leaves it room"
+_HOG_PATTERNS = ("same", "zero", "synthetic")
 
 
 @dataclass(frozen=True)
@@ -84,7 +79,9 @@ class Plan:
     @classmethod
     def of(cls, ctx: BenchContext) -> Plan:
         """Out of the context's options. Raises InvalidInput."""
-        memory = ctx.option("memory", 256, 144)
+        kernel = ctx.option("kernel", "6.1")
+        # 5.10 keeps more for the requests of its disks.
+        memory = ctx.option("memory", 256, 176 if kernel.startswith("5.10") else 144)
         factor = ctx.option("factor", 1.5)
         if not 1 < factor <= 16:
             raise InvalidInput(f"a factor of {factor:g} is not between 1 and 16", "choose 1.5, for example")
@@ -93,7 +90,7 @@ class Plan:
             raise InvalidInput(f"there is no accelerator {accel!r}", f"choose one of {', '.join(get_args(AccelName))}")
         cluster = ctx.option("page_cluster", -1)
         return cls(
-            kernel=ctx.option("kernel", "6.1"),
+            kernel=kernel,
             memory_mib=memory,
             vcpus=ctx.option("vcpus", 1),
             factor=factor,
@@ -116,56 +113,28 @@ class Plan:
         )
 
 
-@dataclass(frozen=True)
-class Device:
-    """Where an arm's pages go."""
-
-    serial: str
-    codec: Codec | None = None
-    poll_us: int = 0
-    verified: bool = True
-    where: Literal["host memory", "disk", "guest memory", ""] = ""
-
-
-def devices(poll_us: int) -> dict[str, Device]:
-    """Every arm by name, in the order of tables and plots."""
-    found: dict[str, Device] = {}
-    for codec in get_args(Codec):
-        found[f"tmem-{codec}"] = Device(TMEM, codec, 0, where="host memory")
-        found[f"tmem-{codec}-poll"] = Device(TMEM, codec, poll_us, where="host memory")
-    found["disk-none"] = Device(DIRECT, where="disk")
-    found["disk-writeback"] = Device(CACHED, where="disk")
-    found["null"] = Device(NULL, verified=False)
-    found["zram"] = Device(ZRAM, "lz4", where="guest memory")
-    return found
-
-
-def arm_of(name: str, device: Device, plan: Plan) -> Arm:
-    """The arm with the dimensions of every record of it."""
-    channel = {TMEM: "vhost-user-blk", ZRAM: "none"}.get(device.serial, "virtio-blk")
-    labels: dict[str, Scalar] = {
-        "source": "swap",
-        "channel": channel,
-        "backend": "tmem" if device.serial == TMEM else device.serial,
-        "codec": device.codec or "none",
-        "poll": "on" if device.poll_us else "off",
-        "kernel": plan.kernel,
-        "contents": plan.contents,
-    }
-    return Arm(name, labels)
-
-
 @bench("swap")
 async def run(ctx: BenchContext) -> None:
     """Runs the bench. Raises TmemError when no guest can be had at all."""
     began = time.monotonic()
     plan = Plan.of(ctx)
     table = devices(plan.poll_us)
-    chosen = _choose(str(ctx.option("arms", "")), table)
-    image = guest_image(plan.kernel)
+    chosen = choose(str(ctx.option("arms", "")), table, quick=ctx.quick, kernel=plan.kernel)
+    possible: dict[str, Device] = {}
+    for name in chosen:
+        arm = _arm(ctx, plan, name, table[name])
+        if reason := _impossible(table[name], plan.kernel):
+            ctx.skip(reason, arm)
+        elif reason := _unbuilt(table[name], plan.kernel):
+            ctx.fail(reason, arm)
+        else:
+            possible[name] = table[name]
+    if not possible:
+        return
+    by_module = any(device.by_module for device in possible.values())
     pages = await _pages(ctx, plan)
     spec = StageSpec(
-        image=image,
+        image=routes.image_of(plan.kernel) if by_module else guest_image(plan.kernel),
         memory_mib=plan.memory_mib,
         vcpus=plan.vcpus,
         swap_mib=plan.swap_mib,
@@ -173,28 +142,62 @@ async def run(ctx: BenchContext) -> None:
         disk_dir=plan.disk_dir,
         logs=ctx.out / "logs",
         corpus=pages,
-        append=f"sysctl.vm.min_free_kbytes={plan.min_free_kib}" if plan.min_free_kib else "",
-        tmem=any(table[name].serial == TMEM for name in chosen),
-        disks=any(table[name].serial in (DIRECT, CACHED) for name in chosen),
+        devices=possible,
+        append=f"{_clock()} {f'sysctl.vm.min_free_kbytes={plan.min_free_kib}' if plan.min_free_kib else ''}",
     )
-    ctx.progress("booting the guest")
+    ctx.progress("booting guests")
     async with Stage(spec) as stage:
-        available = (await stage.vm.agent.meminfo())["meminfo"]["MemAvailable"]
-        hog_mib = max(1, round(plan.factor * available / MIB))
+        available = await _available(stage)
+        hog_mib = max(1, round(plan.factor * min(available.values()) / MIB))
+        await stage.play(next(iter(available)))
         await _describe(ctx, plan, stage, hog_mib, available)
-        turns = _Turns(ctx, plan, stage, table, hog_mib)
-        arms = [arm_of(name, table[name], plan) for name in chosen]
+        turns = Turns(ctx, plan, stage, possible, hog_mib)
+        arms = [_arm(ctx, plan, name, device) for name, device in possible.items()]
         await ctx.interleave(
             arms, rounds=plan.rounds, run=turns.run, recover=turns.recover, deadline=began + plan.seconds
         )
 
 
-def _choose(wanted: str, table: dict[str, Device]) -> list[str]:
-    names = [name for name in wanted.split(",") if name]
-    for name in names:
-        if name not in table:
-            raise InvalidInput(f"there is no arm {name!r}", f"choose from {', '.join(table)}")
-    return [name for name in table if not names or name in names]
+def _clock() -> str:
+    """For the guest's command line: how fast its TSC counts, which is as fast as this host's.
+
+    A guest under TCG finds that out by counting ticks, and on a busy host is wrong by a factor of several.
+    """
+    seen = ExitRig(bytes(PAGE_SIZE)).calibration()
+    return f"tsc_early_khz={round(seen['hz'] / 1000)}" if seen["invariant"] else ""
+
+
+def _impossible(device: Device, kernel: str) -> str:
+    """Why a kernel cannot have the arm; empty if it can."""
+    return routes.missing(device.route, kernel) if device.route and device.by_module else ""
+
+
+def _unbuilt(device: Device, kernel: str) -> str:
+    """What the arm needs that is not built yet; empty if nothing."""
+    try:
+        if device.by_module:
+            routes.image_of(kernel)
+        if device.route and device.route.channel in ("vhost-user-tmem", "virtio-tmem"):
+            patched_qemu()
+    except NotFound as error:
+        return str(error)
+    return ""
+
+
+def _arm(ctx: BenchContext, plan: Plan, name: str, device: Device) -> Arm:
+    # What a virtual machine takes for its disk may be anything.
+    virtual = ctx.results.properties.host.get("virtualised") is not False
+    kind = "" if virtual or device.serial != DIRECT else disk_kind(plan.disk_dir)
+    return arm_of(name, device, kernel=plan.kernel, contents=plan.contents, disk_kind=kind)
+
+
+async def _available(stage: Stage) -> dict[str, int]:
+    """Bytes that each guest has to give, just booted."""
+    found = {}
+    for guest in stage.running():
+        await stage.play(guest)
+        found[guest] = int((await stage.vm.agent.meminfo())["meminfo"]["MemAvailable"])
+    return found
 
 
 async def _pages(ctx: BenchContext, plan: Plan) -> bytes | None:
@@ -208,7 +211,7 @@ async def _pages(ctx: BenchContext, plan: Plan) -> bytes | None:
     return pages
 
 
-async def _describe(ctx: BenchContext, plan: Plan, stage: Stage, hog_mib: int, available: int) -> None:
+async def _describe(ctx: BenchContext, plan: Plan, stage: Stage, hog_mib: int, available: dict[str, int]) -> None:
     """Properties, notes, and the harness's own cost."""
     vm = stage.vm
     hello = await vm.agent.hello()
@@ -217,7 +220,10 @@ async def _describe(ctx: BenchContext, plan: Plan, stage: Stage, hog_mib: int, a
         kernel_release=hello["kernel"],
         memory_mib=plan.memory_mib,
         usable_bytes=hello["mem_total_bytes"],
-        available_bytes=available,
+        available_bytes=next(iter(available.values())),
+        available_bytes_by_guest={**available},
+        guests=len(available),
+        qemu=vm.spec.qemu_path,
         vcpus=plan.vcpus,
         clocksource=hello["clocksource"],
         accelerator=vm.accelerator.name,
@@ -235,9 +241,9 @@ async def _describe(ctx: BenchContext, plan: Plan, stage: Stage, hog_mib: int, a
         poll_us=plan.poll_us,
         page_cluster="kernel default" if plan.page_cluster is None else plan.page_cluster,
         min_free_kib=plan.min_free_kib or "kernel default",
-        disk_folder_filesystem=stage.disk_filesystem or "unused",
+        disk_folder_filesystem=stage.host.disk_filesystem or "unused",
     )
-    cost = await stage.watch_cost() if TMEM not in stage.missing else None
+    cost = await stage.watch_cost()
     if cost is not None:
         ctx.record("held_look", "s", cost, arm=HARNESS, better="lower", where="agent CPU, twice a second")
     if vm.accelerator.name == "tcg":
@@ -253,167 +259,3 @@ async def _describe(ctx: BenchContext, plan: Plan, stage: Stage, hog_mib: int, a
         "A fault is counted when the kernel counts it as major, i.e. it waited for a page from swap; its time includes "
         "two readings of the guest's clock. The null device returns zeroes: its hog compares nothing, so no run time."
     )
-
-
-class _Turns:
-    """One arm's turn after the other, in one guest."""
-
-    def __init__(self, ctx: BenchContext, plan: Plan, stage: Stage, table: dict[str, Device], hog_mib: int) -> None:
-        self._hog_mib = hog_mib
-        self._ctx = ctx
-        self._plan = plan
-        self._stage = stage
-        self._table = table
-        self._memory: dict[bool, InMemory] = {}
-        self._memory_round = -1
-
-    async def run(self, arm: Arm, index: int) -> None:
-        """Swap on, hog, swap off, figures. Raises BenchError when a page was bad."""
-        device = self._table[arm.name]
-        if device.serial in self._stage.missing:
-            raise (
-                ArmSkipped(self._stage.missing[device.serial])
-                if device.serial != TMEM
-                else BenchError(self._stage.missing[TMEM])
-            )
-        if index != self._memory_round:
-            await self._measure_memory(index)
-        if device.serial == TMEM and device.codec is not None:
-            await self._stage.set_channel(device.codec, device.poll_us)
-        before = await self._stage.held(device.serial) if device.serial != ZRAM else None
-        await self._swap_on(device)
-        cpu = self._stage.cpu_seconds()
-        start = time.monotonic()
-        async with self._stage.watching(device.serial) as seen:
-            try:
-                result = await self._hog(self._hog_mib, device.verified, arm.name)
-            except GuestError as error:
-                if device.serial == TMEM and not self._stage.agent_alive():
-                    raise BenchError(f"the host agent has ended; {error.message}", "see logs/agent.log") from error
-                refused = isinstance(error, GuestRefused)
-                raise BenchError(error.message, _LITTLE if device.serial == ZRAM and refused else "") from error
-        wall = time.monotonic() - start
-        used = {name: now - cpu.get(name, 0.0) for name, now in self._stage.cpu_seconds().items()}
-        off = await self._swap_off(device)
-        after = await self._stage.held(device.serial) if device.serial != ZRAM else None
-        if result.bad:
-            raise BenchError(f"{result.bad} of {result.pages} pages came back wrong")
-        self._record_phases(arm, device, result)
-        self._record_cpu(arm, device, used, wall, result)
-        self._record_held(arm, device, seen, before, after)
-        self._ctx.record("swapoff", "s", off, arm=arm, better="lower")
-        self._ctx.record("bad_pages", "pages", result.bad, arm=arm, better="lower")
-
-    async def recover(self, _arm: Arm, _error: BaseException) -> None:
-        """A fresh guest for the arms to come. Raises BenchAborted when there is none to be had."""
-        try:
-            await self._stage.reboot()
-        except TmemError as error:
-            raise BenchAborted(f"the guest could not be started again: {error.message}", error.hint) from error
-
-    async def _measure_memory(self, index: int) -> None:
-        """What accesses cost in memory, with and without comparing, in this round."""
-        size = max(8, round(self._plan.memory_mib * _FITS))
-        for verified in (True, False):
-            seen = []
-            for repeat in range(1 + _IN_MEMORY_REPEATS):
-                result = await self._hog(size, verified, "in memory")
-                # The first one warms the guest up: memory never touched before, code never translated before.
-                if repeat:
-                    try:
-                        seen.append(InMemory.of(result))
-                    except ValueError as error:
-                        raise BenchAborted(str(error), "give the guest more memory with --memory") from error
-                    self._ctx.record("clock_cost", "ns", result.clock_ns["median"], arm=HARNESS, where="guest")
-            for phase in PHASES:
-                values = [one.nanoseconds[phase] for one in seen]
-                verify = "on" if verified else "off"
-                self._ctx.record("in_memory", "ns", values, arm=HARNESS, phase=phase, verify=verify)
-            self._memory[verified] = InMemory.middle(seen)
-        self._memory_round = index
-
-    # ---- guest
-
-    async def _hog(self, mib: int, verify: bool, who: str) -> HogResult:
-        plan = self._plan
-
-        def progress(at: Progress) -> None:
-            self._ctx.progress(f"{who}: {at.phase} {100 * at.done // max(1, at.planned)} %")
-
-        synthetic = plan.contents.partition(":")[0] in _HOG_PATTERNS
-        return await self._stage.vm.agent.hog(
-            mib,
-            pattern=plan.contents if synthetic else None,
-            corpus=None if synthetic else CORPUS,
-            seed=self._ctx.seed,
-            passes=plan.passes,
-            verify=verify,
-            samples=plan.samples,
-            progress=progress,
-            timeout=plan.turn_seconds,
-        )
-
-    async def _swap_on(self, device: Device) -> None:
-        agent = self._stage.vm.agent
-        if device.serial == ZRAM:
-            await agent.zram_setup(self._plan.swap_mib, device.codec or "lz4", page_cluster=self._plan.page_cluster)
-        else:
-            await agent.swap_on(device.serial, page_cluster=self._plan.page_cluster)
-
-    async def _swap_off(self, device: Device) -> float:
-        agent = self._stage.vm.agent
-        timeout = self._plan.turn_seconds
-        if device.serial == ZRAM:
-            return float((await agent.swap_off(device="zram0", timeout=timeout))["seconds"])
-        return float((await agent.swap_off(device.serial, timeout=timeout))["seconds"])
-
-    # ---- figures
-
-    def _record_phases(self, arm: Arm, device: Device, result: HogResult) -> None:
-        record = self._ctx.record
-        memory = self._memory[device.verified].nanoseconds
-        by_phase = totals(result)
-        for phase in PHASES:
-            total = by_phase[phase]
-            if device.verified:
-                record("run_time", "s", total.seconds, arm=arm, phase=phase, better="lower")
-            record("pages_out", "pages", total.swapped_out, arm=arm, phase=phase, better="lower")
-            record("pages_in", "pages", total.swapped_in, arm=arm, phase=phase, better="lower")
-            record("major_faults", "faults", total.major, arm=arm, phase=phase, better="lower")
-            if phase != "write":
-                record("fault_latency", "ns", total.major_ns, arm=arm, phase=phase, better="lower")
-                if (cost := cost_in(total, memory[phase])) is not None:
-                    record("page_in", "ns", cost, arm=arm, phase=phase, better="lower")
-            elif (cost := cost_out(total, memory[phase])) is not None:
-                record("page_out", "ns", cost, arm=arm, phase=phase, better="lower")
-        if device.verified:
-            seconds = sum(by_phase[phase].seconds for phase in PHASES)
-            moved = sum(by_phase[phase].swapped_in + by_phase[phase].swapped_out for phase in PHASES)
-            record("run_time", "s", seconds, arm=arm, phase="all", better="lower")
-            record("swap_rate", "pages/s", moved / seconds, arm=arm, better="higher")
-
-    def _record_cpu(self, arm: Arm, device: Device, used: dict[str, float], wall: float, result: HogResult) -> None:
-        record = self._ctx.record
-        moved = sum(t.swapped_in + t.swapped_out for t in totals(result).values())
-        # The agent idles in the other arms; what it takes then is the harness's looking.
-        mine = {name: s for name, s in used.items() if name == "qemu" or device.serial == TMEM}
-        for process in ("qemu", "agent"):
-            record("host_cpu", "s", mine.get(process, 0.0), arm=arm, process=process, better="lower")
-        record("host_cpu", "s", sum(mine.values()), arm=arm, process="all", better="lower")
-        record("host_cpu_share", "CPUs", sum(mine.values()) / wall, arm=arm, better="lower")
-        if moved and "agent" in mine:
-            record("agent_cpu_per_page", "ns", mine["agent"] * 1e9 / moved, arm=arm, better="lower")
-
-    def _record_held(self, arm: Arm, device: Device, seen: list[Held], before: Held | None, after: Held | None) -> None:
-        record: Callable[..., None] = self._ctx.record
-        peak = fullest(seen)
-        if peak is None or not device.where:
-            return
-        record("held", "bytes", peak.held_bytes, arm=arm, where=device.where, better="lower")
-        if (ratio := compression(peak, PAGE_SIZE)) is not None:
-            record("compression_ratio", "ratio", ratio, arm=arm, better="higher")
-        if (extra := overhead(peak)) is not None:
-            record("held_over_compressed", "ratio", extra, arm=arm, better="lower")
-        if before is not None and after is not None:
-            record("held_before", "bytes", before.held_bytes, arm=arm, where=device.where, better="lower")
-            record("held_after_swapoff", "bytes", after.held_bytes, arm=arm, where=device.where, better="lower")
