@@ -212,7 +212,9 @@ def _need(plan: Plan) -> int:
     """Bytes of shared memory: one device for each tmpfs file and tmem channel, and the pages."""
     device = plan.device_pages * PAGE_SIZE
     files = sum(options.driver == "file" for options in DAEMONS.values())
-    return len(CONTENTS) * device * (files + len(plan.codecs)) + 2 * _DISTINCT * PAGE_SIZE + (64 << 20)
+    return (
+        len(CONTENTS) * device * (files + len(plan.codecs)) + 2 * channel_tmem.ROOM * _DISTINCT * PAGE_SIZE + (64 << 20)
+    )
 
 
 def _dimensions(name: str) -> dict[str, str]:

@@ -18,7 +18,9 @@ LATENCIES_US: Final = (1, 10, 100, 1000, 10_000)
 
 DISK: Final = ("disk-write", "disk-read", "cached-write", "cached-read", "uring-write", "uring-read")
 _CODECS: Final = ("lz4-compress", "lz4-decompress", "zstd-compress", "zstd-decompress")
-_STORE: Final = ("put", "get", "flush", "put-zstd", "put-bounce", "put-deferred")
+PAIR: Final = "put+get"
+"""A put, and a get in an exit of its own: two exits are one sample."""
+_STORE: Final = ("put", "get", "flush", "put-zstd", "put-bounce", "put-deferred", "exchange", PAIR)
 #: Work that every way out of the guest is tried with.
 _MAIN: Final = ("put", "get", "disk-read", "disk-write")
 _WAYS: Final = ("shared-poll", "mmio", "ioeventfd-sleep", "ioeventfd-poll", "irqfd-sleep", "irqfd-poll")

@@ -22,7 +22,7 @@ from tmem_host._core import CoreError, ExitRig
 from tmem_host.bench import exit_reference, exit_torn, exit_vmexit, micro_vms, stats
 from tmem_host.bench.channel_scratch import scratch
 from tmem_host.bench.disk_folder import cannot_hold, disk_file
-from tmem_host.bench.exit_arms import COPIED, DISK, Turn, arm_of, turns
+from tmem_host.bench.exit_arms import COPIED, DISK, PAIR, Turn, arm_of, turns
 from tmem_host.bench.harness import HARNESS
 from tmem_host.bench.properties import filesystem_of
 from tmem_host.bench.runner import Arm, ArmSkipped, BenchContext, BenchError, bench
@@ -220,8 +220,11 @@ def _turn(ctx: BenchContext, plan: Plan, rig: ExitRig, arm: Arm, turn: Turn) -> 
             warmup=plan.warmup,
             seconds=plan.turn_seconds,
         )
-    ctx.record("round_trip", "ns", _rounded(done["ns"]), arm=arm, better="lower")
-    ctx.record("cpu", "ns", round(float(done["cpu_ns"]), 1), arm=arm, better="lower")
+    samples, exits = done["ns"], 1
+    if turn.work == PAIR:
+        samples, exits = [put + get for put, get in zip(samples[::2], samples[1::2], strict=False)], 2
+    ctx.record("round_trip", "ns", _rounded(samples), arm=arm, better="lower")
+    ctx.record("cpu", "ns", round(exits * float(done["cpu_ns"]), 1), arm=arm, better="lower")
     if done["backlog"] is not None:
         ctx.record("backlog", "pages", int(done["backlog"]), arm=arm, better="lower")
     if turn.work in COPIED:

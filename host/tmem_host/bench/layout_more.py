@@ -49,8 +49,8 @@ FURTHER: Final[Mapping[str, tuple[Layout, ...]]] = {
         Layout(
             "channel",
             "Inside a guest",
-            "What does a vCPU wait for each operation, by channel? Under tcg the CPU is emulated: this says nothing about "
-            "exits.",
+            "What does a vCPU wait for each operation, by channel? Under tcg the CPU is emulated, and nothing here is "
+            "about exits.",
             _operations("guest_request"),
             baseline="guest-inline-pio",
             rows=("accelerator",),

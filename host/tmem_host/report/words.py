@@ -51,6 +51,8 @@ WORKS: Mapping[str, str] = {
     "put-deferred": "put, compressed later",
     "get": "store get, lz4",
     "flush": "store flush",
+    "exchange": "put and get at once",
+    "put+get": "put, then get in an exit of its own",
     "cached-write": "write to page cache",
     "cached-read": "read from page cache",
     "disk-write": "O_DIRECT write",
