@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The web page: files as they are, which ask the API like any other client. They hold nothing of the agent's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from fastapi import FastAPI
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+FOLDER: Final = Path(__file__).resolve().parents[1] / "web"
+
+#: Nothing from elsewhere, nothing inline, no frame around it: what a VM's name could carry stays text.
+_HEADERS: Final = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    # Another agent version may serve the same address tomorrow.
+    "Cache-Control": "no-cache",
+}
+
+
+class _Page(StaticFiles):
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers.update(Headers(_HEADERS))
+        return response
+
+
+def paths() -> frozenset[str]:
+    """What a browser asks for before it has a token."""
+    return frozenset({"/", *(f"/{file.name}" for file in FOLDER.iterdir())})
+
+
+def install(app: FastAPI) -> None:
+    """Serves the page at ``/``; after all routes, as it takes what none of them does."""
+    app.mount("/", _Page(directory=FOLDER, html=True), name="web")
