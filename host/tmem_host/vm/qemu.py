@@ -56,17 +56,21 @@ def accelerator_arguments(accel: str) -> list[str]:
     return ["-accel", accel, "-cpu", "host" if accel == "kvm" else "max"]
 
 
-def boot_arguments(spec: VmSpec, append: str) -> list[str]:
-    """Kernel, initramfs and a command line: any panic ends QEMU, as does a power-off.
+def kernel_line(spec: VmSpec, append: str = "") -> str:
+    """The kernel's command line: any panic ends the VM, as does a power-off.
 
     tsc=reliable: on a busy host the kernel's watchdog finds TCG's TSC unstable, and a clock that costs 20 times as much
     then takes its place in the middle of a measurement. no_timer_check: there, too, the kernel now and then misses the
     ticks it waits for when it tries its timer, and panics.
     """
-    line = f"console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check {append} {spec.append}".split()
+    return " ".join(f"console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check {append} {spec.append}".split())
+
+
+def boot_arguments(spec: VmSpec, append: str) -> list[str]:
+    """Kernel, initramfs and :func:`kernel_line`; a reboot ends QEMU."""
     return [
         *("-kernel", str(spec.kernel.vmlinuz), "-initrd", str(spec.kernel.initramfs)),
-        *("-append", " ".join(line), "-no-reboot"),
+        *("-append", kernel_line(spec, append), "-no-reboot"),
     ]
 
 
