@@ -122,7 +122,10 @@ async def _serve_api(service: Service, stop: asyncio.Event) -> None:
             if ready.done():
                 log.info("tmem %s serves %d VMs; API on %s", __version__, service.health().vms, path)
                 notify("READY=1")
+                await _open_runs(service)
                 await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            # Who follows a run would keep the server waiting.
+            await asyncio.to_thread(service.runs.stop)
             server.should_exit = True
             await serving
             if not stop.is_set():
@@ -131,6 +134,14 @@ async def _serve_api(service: Service, stop: asyncio.Event) -> None:
             for task in (serving, stopped, ready):
                 task.cancel()
             await asyncio.gather(serving, stopped, ready, return_exceptions=True)
+
+
+async def _open_runs(service: Service) -> None:
+    try:
+        await asyncio.to_thread(service.runs.open)
+    except TmemError as error:
+        # Guests are served without a history of benches.
+        log.error("runs are not to be had: %s", error)
 
 
 @contextlib.contextmanager

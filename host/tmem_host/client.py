@@ -32,6 +32,10 @@ from tmem_host.models import (
     PoolList,
     PoolUpdate,
     Problem,
+    RunCreate,
+    RunInfo,
+    RunList,
+    RunResults,
     Shared,
     StoreInfo,
     TierList,
@@ -161,6 +165,45 @@ class AgentClient:
 
     def destroy_pool(self, number: int, *, vm: str | None = None, lose_pages: bool = False) -> None:
         self._request("DELETE", f"/pools/{number}{_query(vm=vm, lose_pages=lose_pages or None)}")
+
+    # -- runs ---------------------------------------------------------------------------------------------------
+
+    def list_runs(self, limit: int = 50) -> list[RunInfo]:
+        """The latest."""
+        return self._ask("GET", f"/runs{_query(limit=limit)}", RunList).runs
+
+    def create_run(self, wanted: RunCreate) -> RunInfo:
+        return self._ask("POST", "/runs", RunInfo, wanted.model_dump(mode="json"))
+
+    def get_run(self, number: int) -> RunInfo:
+        return self._ask("GET", f"/runs/{number}", RunInfo)
+
+    def cancel_run(self, number: int) -> RunInfo:
+        return self._ask("DELETE", f"/runs/{number}", RunInfo)
+
+    def run_results(self, number: int) -> list[dict[str, Any]]:
+        return self._ask("GET", f"/runs/{number}/results", RunResults).results
+
+    def run_report(self, number: int) -> bytes:
+        """HTML."""
+        return self._request("GET", f"/runs/{number}/report")
+
+    def run_log(self, number: int) -> str:
+        return self._request("GET", f"/runs/{number}/log").decode("utf-8", "replace")
+
+    def follow_run(self, number: int, after: int = 0) -> Iterator[tuple[int, str, dict[str, Any]]]:
+        """Events behind the number ``after``, as they come, up to the run's end: number, kind, data."""
+        headers = {"Last-Event-ID": str(after)} if after else {}
+        with self._answer("GET", f"/runs/{number}/events", headers=headers) as response:
+            seq, kind = after, ""
+            for raw in response:
+                field, _, value = raw.decode("utf-8", "replace").rstrip("\n").partition(": ")
+                if field == "id":
+                    seq = int(value)
+                elif field == "event":
+                    kind = value
+                elif field == "data":
+                    yield seq, kind, json.loads(value)
 
     # -- inside -------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 
 from tmem_host import __version__
-from tmem_host.api import agent, pools, vms
+from tmem_host.api import agent, pools, runs, vms
 from tmem_host.api.parameters import answers
 from tmem_host.api.problems import install
 from tmem_host.api.scoped import SCOPE_KEY, ScopedRoute
@@ -33,6 +33,7 @@ def make_app(service: Service) -> FastAPI:
     v1 = APIRouter(prefix="/v1")
     for part in (agent, vms, pools):
         v1.include_router(part.router(service))
+    v1.include_router(runs.router(service.runs))
     app.include_router(v1, responses=answers(401, 403, 413, 422, 429))
     install(app)
     _describe(app)

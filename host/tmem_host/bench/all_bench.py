@@ -27,6 +27,7 @@ from tmem_host.bench.channel_scratch import remove_left_over
 from tmem_host.bench.command import check_writable, default_folder
 from tmem_host.bench.comparators_process import last_line
 from tmem_host.bench.progress import ProgressView, human_seconds, progress_view
+from tmem_host.bench.progress_pipe import PipedProgress
 from tmem_host.bench.properties import host_properties
 from tmem_host.bench.results import RESULTS_FILE, Results, ResultsError
 from tmem_host.bench.runner import EXIT_ARM_FAILED, EXIT_OK, reason_of
@@ -53,18 +54,27 @@ class Summary:
 
 
 def command(
-    settings: Mapping[str, Setting], out: Path | None, *, resume: bool, as_json: bool, limit: float | None
+    settings: Mapping[str, Setting],
+    out: Path | None,
+    *,
+    resume: bool,
+    as_json: bool,
+    limit: float | None,
+    progress_fd: int | None = None,
 ) -> int:
-    """The command: runs, prints, and returns the exit code. Raises TmemError when it cannot begin."""
+    """The command: runs, prints, and returns the exit code. Raises TmemError when it cannot begin.
+
+    `progress_fd`: a pipe for the progress, which is shown on stderr otherwise.
+    """
     from tmem_host.cli.output import print_json
 
     if resume and out is None:
         raise InvalidInput("--resume needs the folder of the run to resume", "give it with --out")
     folder = out or default_folder("all")
     check_writable(folder)
-    errors = Console(stderr=True)
+    view: ProgressView = progress_view(Console(stderr=True)) if progress_fd is None else PipedProgress(progress_fd)
     with Interrupts() as interrupts:
-        summary = run_all(settings, folder, resume=resume, limit=limit, view=progress_view(errors), stop=interrupts)
+        summary = run_all(settings, folder, resume=resume, limit=limit, view=view, stop=interrupts)
         if as_json:
             print_json(as_data(summary, settings))
         else:

@@ -39,6 +39,8 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.requested = False
+        #: No time is left to end in good order.
+        self.forced = False
 
     def __enter__(self) -> Self:
         self._before = [signal.signal(number, self._request) for number in self._SIGNALS]
@@ -127,6 +129,8 @@ def _follow(
                     stopped = "interrupt" if interrupts.requested else "limit"
                     steps = [(0.0, signal.SIGINT), (_INSIST, signal.SIGINT), (_FORCE, signal.SIGKILL)]
                     steps = [(now + after, number) for after, number in steps]
+                if interrupts.forced:
+                    steps = [(now, signal.SIGKILL)]
                 while steps and now >= steps[0][0]:
                     _send(pid, steps.pop(0)[1])
     finally:

@@ -101,6 +101,7 @@ def everything(
     extra: Annotated[
         list[str] | None, typer.Option("--set", metavar="BENCH.NAME=VALUE", help="An option of one bench.")
     ] = None,
+    progress_fd: Annotated[int | None, typer.Option("--progress-fd", hidden=True)] = None,
 ) -> None:
     """All benches one after the other, each in a process of its own; then the verdict and one report."""
     from tmem_host.bench import all_bench, all_plan
@@ -108,4 +109,6 @@ def everything(
     names = all_plan.choose(only, skip)
     options = all_plan.options_of(extra or [], disk_dir, names)
     settings = {name: all_plan.Setting(quick, seed, options[name]) for name in names}
-    raise typer.Exit(all_bench.command(settings, out, resume=resume, as_json=as_json, limit=limit))
+    raise typer.Exit(
+        all_bench.command(settings, out, resume=resume, as_json=as_json, limit=limit, progress_fd=progress_fd)
+    )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tmem_host.config import format_size
 
 if TYPE_CHECKING:
-    from tmem_host.models import PoolDetail, PoolInfo, StoreInfo, VmInfo
+    from tmem_host.models import PoolDetail, PoolInfo, RunInfo, StoreInfo, VmInfo
 
 
 def print_json(value: Any) -> None:
@@ -197,6 +197,60 @@ def print_how(vm: VmInfo) -> None:
         print("or, as the module has one channel:")
     if "serial" in kinds:
         print(f"  insmod tmem.ko channel=serial blkdev_mib=MIB; let tmem_guest lend the port (guest/README.md); {swap}")
+
+
+def print_runs(runs: Sequence[RunInfo]) -> None:
+    print_table(
+        ("RUN", "BENCH", "STATE", "CREATED", "TIME", "WHO", ""),
+        [
+            (
+                f"{run.id}",
+                f"{run.options.bench}{' quick' if run.options.quick else ''}",
+                run.state,
+                f"{run.created.astimezone():%Y-%m-%d %H:%M:%S}",
+                _run_time(run),
+                run.who,
+                run.reason or _at(run),
+            )
+            for run in runs
+        ],
+        numbers=(0, 4),
+    )
+
+
+def print_run(run: RunInfo) -> None:
+    print_fields(
+        [
+            ("run", f"{run.id}, asked for by {run.who} at {run.created.astimezone():%Y-%m-%d %H:%M:%S}"),
+            ("bench", f"{run.options.bench}{', quick' if run.options.quick else ''}, seed {run.options.seed}"),
+            *(("set", f"{name}={value}") for name, value in run.options.settings.items()),
+            ("state", run.state),
+            *([("reason", run.reason)] if run.reason else []),
+            *([("at", _at(run))] if _at(run) else []),
+            ("time", _run_time(run)),
+            ("results", f"tmem run results {run.id}" if run.results else "none"),
+            ("report", f"tmem run report {run.id} --out FILE" if run.report else "none"),
+        ]
+    )
+
+
+def _at(run: RunInfo) -> str:
+    """How far a run is that is under way."""
+    if run.state not in ("running", "cancelling"):
+        return ""
+    at = run.progress
+    count = f"{min(at.done + 1, at.steps)}/{at.steps} " if at.steps else ""
+    left = "" if at.left_seconds is None else f", about {at.left_seconds:.0f} s left"
+    return f"{count}{at.step}{left}"
+
+
+def _run_time(run: RunInfo) -> str:
+    from datetime import UTC, datetime
+
+    if run.started is None:
+        return "-"
+    seconds = ((run.ended or datetime.now(UTC)) - run.started).total_seconds()
+    return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
 
 
 def print_store(info: StoreInfo) -> None:

@@ -20,6 +20,7 @@ import logging
 from tmem_host import state as states
 from tmem_host.config import AgentConfig
 from tmem_host.core import Store, core_errors
+from tmem_host.runs import Runs
 from tmem_host.service.machines import Machines
 from tmem_host.service.pools import Pools
 from tmem_host.state import State
@@ -28,14 +29,16 @@ log = logging.getLogger(__name__)
 
 
 class Service(Pools):
-    """All of it.  Made by :meth:`open`, ended by :meth:`close`; whoever started guests closes :attr:`machines` first."""
+    """All of it.  Made by :meth:`open`, ended by :meth:`close`; who started guests closes :attr:`machines` first."""
 
     def __init__(self, config: AgentConfig, store: Store, state: State) -> None:
         super().__init__(config, store, state)
         self.machines = Machines(self)
+        self.runs = Runs(config.runs)
 
     def close(self) -> None:
-        """Ends channels and store in good order.  Pages stay in the arena, VMs in the state."""
+        """Ends runs, channels and store in good order.  Pages stay in the arena, VMs in the state."""
+        self.runs.close()
         with self._changing:
             if self._closed:
                 return

@@ -148,7 +148,7 @@ class Machines:
                     task.cancel()
                 await asyncio.gather(booting, stopped, return_exceptions=True)
                 await vm.stop()
-            told = told.model_copy(update={"state": "stopped"})
+            told = MachineInfo(spec=spec, state="stopped")
             log.info("VM %s: its guest has stopped", entry.name)
         except TmemError as error:
             told = told.model_copy(update={"state": "failed", "reason": str(error)})
