@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tmem_host.cli import pool, run, vm
+from tmem_host.cli import jobs, pool, vm
 from tmem_host.cli.hog import hog
 from tmem_host.cli.options import Json, State, client, remote, size
 from tmem_host.cli.routes import routes
@@ -25,7 +25,7 @@ app = typer.Typer(
 )
 app.add_typer(vm.app, name="vm")
 app.add_typer(pool.app, name="pool")
-app.add_typer(run.app, name="run")
+app.add_typer(jobs.app, name="run")
 
 try:
     from tmem_host.bench.cli import app as bench
