@@ -172,7 +172,7 @@ class TmemClient:
         seen.  ``pages`` lie at index 0 and on of object 0; ``start`` is the request to begin with.
 
         ``put+get``: two requests, one after the other.  ``flush``: each page is put before, untimed.  ``read``,
-        ``write``: ``length`` bytes in the middle of a page; what is written is what is there.
+        ``write``: ``length`` bytes from anywhere in a page; what is written is what is there.
         """
 
     def close(self) -> None: ...

@@ -79,6 +79,23 @@ FURTHER: Final[Mapping[str, tuple[Layout, ...]]] = {
             baseline="engine",
         ),
     ),
+    "store": (
+        Layout(
+            "store",
+            "Compound pages",
+            "How much denser is a unit of 64 KiB or 2 MiB kept than single pages, and what do 4 KiB out of it cost?",
+            (
+                Column("compression_ratio", "compression"),
+                Column("held_ratio", "held"),
+                Column("put_page", "put, each 4 KiB"),
+                Column("get_unit", "get the unit", compare=False),
+                Column("get_page", "get 4 KiB of it"),
+                Column("get_range", "get 64 B of it"),
+            ),
+            baseline="unit-4K",
+            rows=("contents",),
+        ),
+    ),
     "exit": (
         Layout(
             "exit",

@@ -3,8 +3,8 @@
 
 Parts, each interleaved on its own, all on the same pages: the cost of put, get and flush against the bare codec and
 against the kernel's zram (`store_ops`); memory held over compressed bytes (`store_memory`); the cost with millions of
-pages resident and with a second thread (`store_scale`); recovery after `kill -9` (`store_recovery`).
-`--set parts=cost,memory,resident,threads,recovery` chooses.
+pages resident and with a second thread (`store_scale`); compound pages against single ones (`store_units`); recovery
+after `kill -9` (`store_recovery`). `--set parts=cost,memory,resident,threads,units,recovery` chooses.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tmem_host.bench import store_memory, store_ops, store_pages, store_recovery, store_scale
+from tmem_host.bench import store_memory, store_ops, store_pages, store_recovery, store_scale, store_units
 from tmem_host.bench.channel_scratch import scratch
 from tmem_host.bench.comparators_load import note_load
 from tmem_host.bench.harness import record_harness
@@ -20,7 +20,7 @@ from tmem_host.bench.runner import Arm, BenchContext, BenchError, bench
 from tmem_host.bench.store_figures import record_figures
 from tmem_host.config import MIB
 
-PARTS = ["cost", "memory", "resident", "threads", "recovery"]
+PARTS = ["cost", "memory", "resident", "threads", "units", "recovery"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ async def run(ctx: BenchContext) -> None:
             await store_scale.cost_by_resident(ctx, folder, large, 3 * plan.rounds)
         if "threads" in plan.parts:
             await store_scale.scaling(ctx, folder, plan.kinds[0], plan.pages, plan.rounds)
+        if "units" in plan.parts:
+            await _units(ctx, plan, folder)
         if "recovery" in plan.parts:
             await _recovery(ctx, plan, folder)
     await note_load(ctx, "end")
@@ -115,6 +117,16 @@ async def _memory(ctx: BenchContext, plan: Plan, folder: Path) -> None:
         await store_memory.turn(ctx, arm, folder, kinds)
 
     await ctx.interleave(store_memory.arms(ctx.quick, plan.sizes_mib), rounds=1, run=one)
+
+
+async def _units(ctx: BenchContext, plan: Plan, folder: Path) -> None:
+    kinds = store_units.contents(ctx)
+
+    async def one(arm: Arm, _index: int) -> None:
+        await store_units.turn(ctx, arm, kinds, folder)
+
+    if kinds:
+        await ctx.interleave(store_units.arms(), rounds=plan.rounds, run=one)
 
 
 async def _recovery(ctx: BenchContext, plan: Plan, folder: Path) -> None:

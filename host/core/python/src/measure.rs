@@ -9,6 +9,8 @@ use tmem_abi::wire::{BATCH_MAX, DATA_MAX, Item, REPLY_SIZE, VERSION, feature};
 use tmem_abi::{Header, Op, Status};
 use tmem_engine::{REPLY_MAX, Scratch, Session};
 
+use tmem_exit::work::scatter;
+
 use crate::engine::PyEngine;
 use crate::error::core_error;
 
@@ -81,8 +83,8 @@ impl Plan {
         if pages.is_empty() || !pages.len().is_multiple_of(batch as usize * page) {
             return Err(invalid("the pages must be a multiple of what a request takes"));
         }
-        if matches!(kind, Kind::Read | Kind::Write) != (length > 0) || length as usize > page / 2 {
-            return Err(invalid("a range has 1 byte to half a page, and only reads and writes have one"));
+        if matches!(kind, Kind::Read | Kind::Write) != (length > 0) || length as usize > page {
+            return Err(invalid("a range has 1 byte to a page, and only reads and writes have one"));
         }
         Ok(Self { kind, pool, batch, page, length, requests, start })
     }
@@ -98,19 +100,30 @@ impl Plan {
         for i in 0..self.requests {
             let chunk = (self.start as usize).wrapping_add(i as usize) % chunks;
             let other = (chunk + chunks / 2) % chunks;
-            times.push(self.one(pages, chunk, other, to)?);
+            times.push(self.one(pages, [chunk, other], self.offset(i), to)?);
         }
         Ok(times)
     }
 
-    /// The request at a chunk; `other` is where the page lies that is got after a put.
-    fn one(&self, pages: &[u8], chunk: usize, other: usize, to: &mut dyn Carrier) -> io::Result<u64> {
+    /// Where in its page the range of request `i` begins: anywhere, as what it costs to reach depends on it.
+    fn offset(&self, i: u32) -> usize {
+        let length = (self.length as usize).max(1);
+        scatter(self.start.wrapping_add(i), self.page / length) * length
+    }
+
+    /// The request at a chunk and an offset; the second chunk is the page that is got after a put.
+    fn one(
+        &self,
+        pages: &[u8],
+        [chunk, other]: [usize; 2],
+        offset: usize,
+        to: &mut dyn Carrier,
+    ) -> io::Result<u64> {
         let bytes = self.batch as usize * self.page;
         let data = &pages[chunk * bytes..][..bytes];
         let index = (chunk * self.batch as usize) as u32;
         let second = (other * self.batch as usize) as u32;
-        let half = self.page / 2;
-        let range = |op| Header { offset: half as u32, length: self.length, ..self.header(op, index) };
+        let range = |op| Header { offset: offset as u32, length: self.length, ..self.header(op, index) };
         match self.kind {
             Kind::Put => ask(to, &self.header(Op::Put, index), &[], data, 0),
             Kind::Get => ask(to, &self.header(Op::Get, index), &[], &[], bytes),
@@ -128,7 +141,7 @@ impl Plan {
             }
             Kind::Read => ask(to, &range(Op::Read), &[], &[], self.length as usize),
             // What is there already: the page stays what it was.
-            Kind::Write => ask(to, &range(Op::Write), &[], &data[half..][..self.length as usize], 0),
+            Kind::Write => ask(to, &range(Op::Write), &[], &data[offset..][..self.length as usize], 0),
         }
     }
 
