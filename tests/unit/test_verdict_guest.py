@@ -57,10 +57,10 @@ def units(gain: float, dearer: float, wobble: float = 0.001) -> Results:
     return run(
         "store",
         [
-            record("store", "compression_ratio", 2, "ratio", unit_bytes=4096),
-            record("store", "compression_ratio", 2 * gain, "ratio", wobble=wobble, unit_bytes=65536),
-            record("store", "get_page", 1000, unit_bytes=4096),
-            record("store", "get_page", 1000 * dearer, unit_bytes=65536),
+            record("store", "compression_ratio", 2, "ratio", unit_bytes=4096, contents="files"),
+            record("store", "compression_ratio", 2 * gain, "ratio", wobble=wobble, unit_bytes=65536, contents="files"),
+            record("store", "get_page", 1000, unit_bytes=4096, contents="files"),
+            record("store", "get_page", 1000 * dearer, unit_bytes=65536, contents="files"),
         ],
     )
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from tmem_host.report.verdict import density, exit_cost, exit_work, guest, guest_later
+from tmem_host.report.verdict import density, exit_cost, exit_work, guest, guest_later, interface
 from tmem_host.report.verdict.model import Hypothesis
 
 HYPOTHESES: tuple[Hypothesis, ...] = tuple(
@@ -14,6 +14,7 @@ HYPOTHESES: tuple[Hypothesis, ...] = tuple(
             *density.HYPOTHESES,
             *guest.HYPOTHESES,
             *guest_later.HYPOTHESES,
+            *interface.HYPOTHESES,
         ),
         key=lambda h: h.number,
     )

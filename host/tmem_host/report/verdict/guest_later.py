@@ -1,24 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Claims whose experiments no bench makes yet: H11, H16, H18 and H19. The rules stand before the figures do."""
+"""Claims whose experiments no bench makes yet: H11, H18 and H19. The rules stand before the figures do."""
 
 from __future__ import annotations
 
-from tmem_host.bench.results import Record
 from tmem_host.report.verdict.mails import ANDREA_OCT31, DAN_OCT31, SEED
 from tmem_host.report.verdict.model import Decision, Figure, Hypothesis, Need
 from tmem_host.report.verdict.resultset import ResultSet
-from tmem_host.report.verdict.rules import Side, decided, outcome_of, percent, side, times
+from tmem_host.report.verdict.rules import Side, decided, outcome_of, percent, side
 
 RARE = 0.02
 """Dan's own figure: normal workloads spend no more than 2 % of CPU in tmem with compression (tmem-internals)."""
 IDLE = 0.1
-DENSER = 1.1
-DEARER = 2.0
-PAGE = 4096
 
 CPU_SHARE = Need("workload", "tmem_cpu_share", {}, "no bench runs real workloads yet")
-UNITS = Need("store", "compression_ratio", {"unit_bytes": PAGE}, "no bench compares pages of several sizes yet")
-GET_PAGE = Need("store", "get_page", {"unit_bytes": PAGE}, "no bench compares pages of several sizes yet")
 VIOLATIONS = Need("conformance", "violations", {}, "no bench plays old guests against new hosts yet")
 RUNNABLE = Need("swap", "runnable_share", {}, "no guest reports its runnable tasks yet")
 
@@ -43,34 +37,6 @@ def rare_by_definition(results: ResultSet) -> Decision:
     if "above" in sides:
         return decided("refuted", said, figures)
     return decided("open" if "astride" in sides else "supported", said, figures, "2 %")
-
-
-def larger_units_pay(results: ResultSet) -> Decision:
-    """H16. Units larger than a page pay when they compress clearly better (10 %) and a single page can still be had out
-    of one at no more than twice the cost; one such unit is enough. Bytes and time of the store itself: no guest in it.
-    """
-    base, single = results.need(UNITS), results.need(GET_PAGE)
-    costs = {r.dimensions.get("unit_bytes"): r for r in results.all("store", "get_page")}
-    figures: list[Figure] = []
-    verdicts: list[str] = []
-    told = []
-    for record in _larger(results.all("store", "compression_ratio")):
-        unit = record.dimensions["unit_bytes"]
-        cost = costs.get(unit)
-        if cost is None:
-            continue
-        gain, dearer = results.ratio(record, base), results.ratio(cost, single)
-        figures += [times(f"compression over that of 4 KiB, unit {unit}", gain), times(f"a page out of {unit}", dearer)]
-        pays = side(gain, DENSER) == "above" and side(dearer, DEARER) == "below"
-        fails = side(gain, DENSER) == "below" or side(dearer, DEARER) == "above"
-        verdicts.append("pays" if pays else "fails" if fails else "unsure")
-        told.append(f"{unit} bytes: {figures[-2].text} as dense, a page out of it {figures[-1].text} as dear")
-    if not verdicts:
-        return Decision("open", "there are no figures of units larger than 4 KiB: the store keeps pages of 4 KiB only")
-    said = f"units against 4 KiB: {'; '.join(told)}"
-    if "pays" in verdicts:
-        return decided("supported", said, figures)
-    return decided("open" if "unsure" in verdicts else "refuted", said, figures, "1.1× or 2×")
 
 
 def abi_extends(results: ResultSet) -> Decision:
@@ -103,12 +69,6 @@ def nothing_else_to_run(results: ResultSet) -> Decision:
     return decided(outcome_of(side(share, IDLE), below="supported", above="refuted"), said, figures, "10 %")
 
 
-def _larger(records: list[Record]) -> list[Record]:
-    """Those of units larger than a page, ascending."""
-    found = [r for r in records if float(r.dimensions.get("unit_bytes", 0)) > PAGE]
-    return sorted(found, key=lambda r: float(r.dimensions["unit_bytes"]))
-
-
 HYPOTHESES = (
     Hypothesis(
         "H11",
@@ -120,17 +80,6 @@ HYPOTHESES = (
         "CPU share, by workload. Supported: each wholly at most 2 %. Refuted: any wholly above 2 %.",
         (CPU_SHARE,),
         rare_by_definition,
-    ),
-    Hypothesis(
-        "H16",
-        "An interface should take compound pages, and ranges of bytes.",
-        "Andrea Arcangeli",
-        ANDREA_OCT31,
-        "The store with units of 64 KiB and 2 MiB against 4 KiB: compression, and the cost of getting one page out.",
-        "Supported: a unit with compression wholly above 1.1 times that of 4 KiB, and one page out of it wholly at "
-        "most 2 times as dear. Refuted: every unit wholly fails one of the two.",
-        (UNITS, GET_PAGE),
-        larger_units_pay,
     ),
     Hypothesis(
         "H18",
