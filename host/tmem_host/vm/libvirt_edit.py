@@ -4,10 +4,10 @@
 The document is edited, not written anew: whatever somebody else put into it stays as it was. What was added is found
 again by its alias, and what was there before is kept in the domain's metadata:
 
-    <tmem:attached xmlns:tmem="..." vm="web" made="yes" controller="no"><memoryBacking/></tmem:attached>
+    <tmem:attached xmlns:tmem="..." vm="web" made="yes" controller="no" memory="yes"><memoryBacking/></tmem:attached>
 
-``made``: the agent's VM was made for it. ``controller``: whether the domain had a virtio-serial controller. The element
-within, if there is one, is the memoryBacking that the domain had.
+``made``: the agent's VM was made for it. ``controller``: whether the domain had a virtio-serial controller. ``memory``:
+its memory was made shared; the element within, if there is one, is the memoryBacking that it had.
 """
 
 from __future__ import annotations
@@ -143,7 +143,9 @@ def attach(xml: str, wanted: Wanted) -> str:
     mark.setAttribute("vm", wanted.vm)
     mark.setAttribute("made", "yes" if wanted.made else "no")
     mark.setAttribute("controller", "yes" if _has_controller(document) else "no")
-    if not _shared(document):
+    shared = _shared(document)
+    mark.setAttribute("memory", "no" if shared else "yes")
+    if not shared:
         before = _child(root, _MEMORY)
         if before is not None:
             mark.appendChild(_clone(before))
@@ -171,7 +173,7 @@ def detach(xml: str) -> str:
         _remove_idle_controllers(document)
     before, now = _child(mark, _MEMORY), _child(root, _MEMORY)
     # Unless somebody has changed it since, in which case it is his.
-    if now is not None and _same(now, _shared_backing(document, before)):
+    if mark.getAttribute("memory") == "yes" and now is not None and _same(now, _shared_backing(document, before)):
         _replace(root, now, None if before is None else before)
     metadata = mark.parentNode
     _remove(mark)
