@@ -59,6 +59,37 @@ async def test_a_lost_page_is_an_error_for_one_process(
     assert complaints(vm.console_log.read_text(errors="replace")) == []
 
 
+async def test_a_page_that_the_host_lost_is_an_error_for_one_process(
+    state: Path, arena: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """As above, by the host's word: the hog gets SIGBUS, the next one finds all its pages."""
+    socket = state / "tmem.sock"
+    store = Store(str(arena), limit_bytes=2 * SWAP_MIB * MIB)
+    store.vm_create("guest")
+    engine = Engine(store, "guest")
+    server = TmemServer(engine, str(socket))
+    try:
+        async with running_vm(spec(tmp_path, "6.12", VhostUserTmem(socket)), request) as vm:
+            await vm.agent.module_load(blkdev_mib=SWAP_MIB)
+            await vm.agent.swap_on(device="tmem0", discard=False, page_cluster=0)
+            engine.lose(997)
+            events: list[int] = []
+            with pytest.raises(GuestError, match=rf"{SIGBUS}|SIGBUS"):
+                await vm.agent.hog(HOG_MIB, progress=lambda p: events.append(p.bad))
+            assert not any(events)
+            engine.lose(0)
+            found = await counters(vm, "blkdev")
+            assert found["lost"] >= 1, found
+            # As the host counts it; another process may have asked for a page that it lost.
+            assert found["lost"] <= engine.stats()["injected"] == int(server.stats()["refused"]["lost"])
+            assert (await vm.agent.hog(HOG_MIB, seed=2)).bad == 0
+            await vm.agent.swap_off(device="tmem0", discard_after=False)
+        assert complaints(vm.console_log.read_text(errors="replace")) == []
+    finally:
+        server.stop()
+        store.close()
+
+
 async def test_a_host_agent_that_dies_is_waited_for(
     state: Path, arena: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
