@@ -138,6 +138,9 @@ def faults(outcome: Outcome) -> list[str]:
     if cell.route.source == "cleancache":
         if not outcome.evidence.get("files_from_host"):
             found.append("no file page came from the host")
+        # What found no room to wait was not put: a cache may do that.
+        if outcome.evidence.get("files_from_disk", 0) > outcome.evidence.get("files_not_put", 0):
+            found.append(f"{outcome.evidence['files_from_disk']} pages of files that were put came from the disk")
         if outcome.evidence.get("files_wrong"):
             found.append("files did not read as they had before")
     return found

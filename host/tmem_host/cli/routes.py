@@ -146,7 +146,7 @@ def _print_evidence(outcomes: list[Outcome]) -> None:
             for name in ("files_pages", "files_from_host", "files_from_disk")
         )
         print(
-            f"\ncleancache: of {pages} pages of files read again after a hog had evicted them, "
+            f"\ncleancache: of {pages} pages of files read again after the kernel had dropped them, "
             f"{host} came from the host and {disk} from the disk."
         )
     under = {found.accelerator for found in outcomes if found.accelerator}

@@ -77,6 +77,8 @@ def missing(route: Route, series: str) -> str:
         if route.source == "virtio-blk":
             return "the stock driver speaks to a disk: vhost-user-blk is its only channel"
         return "vhost-user-blk carries reads and writes of a disk, not the tmem ABI"
+    if route == Route("cleancache", "ivshmem"):
+        return "shared memory without a host behind it keeps one swap pool, and cleancache needs ephemeral ones"
     return _WITHOUT.get(route.source, {}).get(series, "")
 
 
