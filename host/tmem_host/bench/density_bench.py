@@ -10,7 +10,8 @@ page that comes back is compared whole with what was put. Arms:
 * ``sync-store-greedy``: the same, but a thread runs until the kernel takes the CPU from it;
 * ``async-store``: an ioeventfd; the guest halts, a worker thread puts or gets and wakes it by irqfd;
 * ``sync-disk``, ``async-disk``: the same two ways to a file opened with O_DIRECT (`--disk-dir`);
-* ``quota``: as many VMs in four classes: plain ones whose room is promised, capped ones, caches of weight 100 and 300.
+* ``quota``: as many VMs in four classes: plain ones whose room is promised, capped ones, caches of weight 100 and 300;
+* ``fleet-...``: many guests over each channel to one host agent (`density_channels`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tmem_host._core import run_fleet
-from tmem_host.bench import density_quota, micro_vms, stats
+from tmem_host.bench import density_channels, density_quota, micro_vms, stats
 from tmem_host.bench.channel_scratch import scratch
 from tmem_host.bench.density_fleet import Fleet, jain
 from tmem_host.bench.disk_folder import cannot_hold, disk_file
@@ -36,6 +37,7 @@ from tmem_host.core import Store, worst_case_bytes
 
 ARMS: Final = ("sync-store", "sync-store-greedy", "async-store", "sync-disk", "async-disk")
 QUOTA: Final = "quota"
+_ALL: Final = (*ARMS, QUOTA, *density_channels.ARMS)
 #: Seconds to make a thousand VMs (design section 11).
 CREATION_GOAL: Final = 2.0
 #: Threads that wait for the disk at once, at most: an asynchronous device has many requests in flight.
@@ -63,6 +65,8 @@ class Plan:
     contents: str
     disk_dir: Path
     arms: frozenset[str]
+    channel_vms: tuple[int, ...]
+    channel_seconds: float
 
     @classmethod
     def of(cls, ctx: BenchContext) -> Plan:
@@ -75,8 +79,11 @@ class Plan:
         if not cpus or min(cpus) < 1 or max(cpus) > available:
             raise BenchError(f"this process may use 1 to {available} CPUs", "for example --set cpus=1")
         arms = frozenset(name for name in str(ctx.option("arms", "")).split(",") if name)
-        if unknown := sorted(arms - {*ARMS, QUOTA}):
-            raise BenchError(f"no arm is called {', '.join(unknown)}", f"choose from: {', '.join((*ARMS, QUOTA))}")
+        if unknown := sorted(arms - set(_ALL)):
+            raise BenchError(f"no arm is called {', '.join(unknown)}", f"choose from: {', '.join(_ALL)}")
+        channel_vms = tuple(ctx.option("channel_vms", [1, 2, 4, 8, 16, 32, 64, 128, 200], [1, 16, 100]))
+        if not channel_vms or min(channel_vms) < 1 or max(channel_vms) > 1000:
+            raise BenchError("1 to 1000 guests can share an agent", "for example --set channel_vms=1,10,100")
         return cls(
             fleet=Fleet(
                 frames=ctx.option("frames", 16),
@@ -95,6 +102,8 @@ class Plan:
             contents=ctx.option("contents", "corpus"),
             disk_dir=Path(ctx.option("disk_dir", str(ctx.out))),
             arms=arms,
+            channel_vms=channel_vms,
+            channel_seconds=ctx.option("channel_seconds", 1.0, 0.5),
         )
 
     def watched(self, vms: int, cpus: int) -> float:
@@ -111,9 +120,6 @@ async def run(ctx: BenchContext) -> None:
     """Runs all fleets in rounds. Raises TmemError when nothing can be run at all."""
     plan = Plan.of(ctx)
     ctx.loads_the_machine = True
-    if (kvm := str(ctx.results.properties.host.get("kvm_device"))) != "usable":
-        ctx.skip(f"micro-VMs need KVM, and /dev/kvm is {kvm}: see 'tmem doctor'", kind="kvm")
-        return
     pages = await micro_vms.contents(ctx, plan.contents, _CONTENTS_PAGES)
     ctx.configure(
         **plan.fleet.facts(),
@@ -123,10 +129,22 @@ async def run(ctx: BenchContext) -> None:
         quantum_ms=plan.quantum_ms,
         disk_dir=str(plan.disk_dir),
         disk_filesystem=filesystem_of(plan.disk_dir),
+        channel_vms=list(plan.channel_vms),
     )
-    arms = _arms(ctx, plan)
-    if not arms:
-        raise BenchError("no arm is left to run", f"choose from: {', '.join((*ARMS, QUOTA))}")
+    channels = tuple(name for name in density_channels.ARMS if plan.chosen(name))
+    if (kvm := str(ctx.results.properties.host.get("kvm_device"))) != "usable":
+        ctx.skip(f"micro-VMs need KVM, and /dev/kvm is {kvm}: see 'tmem doctor'", kind="kvm")
+    elif arms := _arms(ctx, plan):
+        await _micro_vms(ctx, plan, arms, pages)
+    elif not channels:
+        raise BenchError("no arm is left to run", f"choose from: {', '.join(_ALL)}")
+    if channels:
+        part = density_channels.Plan(plan.channel_vms, plan.rounds, plan.channel_seconds, plan.fleet, channels)
+        await density_channels.run(ctx, part, pages)
+
+
+async def _micro_vms(ctx: BenchContext, plan: Plan, arms: list[Arm], pages: bytes) -> None:
+    """Fleets of every size in rounds."""
 
     async def one(arm: Arm, _index: int) -> None:
         ctx.progress(f"{arm.dimensions['vms']} VMs on {arm.dimensions['cpus']} CPUs")

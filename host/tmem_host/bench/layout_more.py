@@ -96,6 +96,25 @@ FURTHER: Final[Mapping[str, tuple[Layout, ...]]] = {
             rows=("contents",),
         ),
     ),
+    "density": (
+        Layout(
+            "density",
+            "Channels",
+            "How does each channel hold up as the guests that share a host become many?",
+            (
+                Column("channel_throughput", "pages"),
+                Column("channel_latency", "request"),
+                Column("channel_latency", "same, p99", statistic="p99"),
+                Column("channel_page_cpu", "CPU per page"),
+                Column("channel_agent_cpu", "the agent's part"),
+                Column("channel_fairness", "fairness", compare=False),
+                Column("channel_slowest_share", "least served", compare=False),
+                Column("channel_vm_memory", "memory per VM", compare=False),
+            ),
+            baseline="fleet-vhost-user-tmem",
+            rows=("vms",),
+        ),
+    ),
     "exit": (
         Layout(
             "exit",
