@@ -248,6 +248,18 @@ def density_results(*, seed: int = 1, rounds: int = ROUNDS, counts: Sequence[int
     m.same("evicted", "pages", 9000.0, **quota, **_class("weight-100"))
     m.each("weight_ratio", "ratio", 2.9, None, **quota)
     m.same("lost_pages", "pages", 0.0, "lower", **quota, **_class("plain"))
+    fleets = {"vhost-user-tmem": 9e3, "virtio-serial": 11e3, "inline": 14e3, "engine": 3e3}
+    for channel, cost in fleets.items():
+        for n in (1, 16, 200):
+            one: dict[str, Any] = {"arm": f"fleet-{channel}", "vms": n, "channel": channel, "part": "channels"}
+            m.each("channel_throughput", "pages/s", min(cpus, n) * 1e9 / cost, "higher", **one)
+            m.latency("channel_latency", cost * max(1.0, n / cpus), **one)
+            m.each("channel_page_cpu", "ns", cost, **one)
+            m.share("channel_fairness", 1 - 0.01 * np.log10(n), **one)
+            m.share("channel_slowest_share", 1 - 0.05 * np.log10(n), **one)
+        if channel in ("vhost-user-tmem", "virtio-serial"):
+            m.each("channel_agent_cpu", "ns", cost * 0.6, arm=f"fleet-{channel}", vms=200, part="channels")
+            m.same("channel_vm_memory", "bytes", 160_000.0, "lower", arm=f"fleet-{channel}", vms=200, part="channels")
     return m.done()
 
 
@@ -320,15 +332,39 @@ def swap_results(*, seed: int = 1, rounds: int = ROUNDS, accelerator: str = "tcg
         "vcpus": 1,
         "accelerator": accelerator,
     }
-    for arm, slow in {"tmem-lz4": 1.0, "tmem-lz4-poll": 0.8, "disk-none": 4.0, "zram-lz4": 0.7, "null": 0.5}.items():
+    # Arm: how slow; its dimensions.
+    blk, disk = ("virtio-blk", "vhost-user-blk", "tmem"), ("virtio-blk", "virtio-blk")
+    made: dict[str, tuple[float, tuple[str, ...]]] = {
+        "tmem-lz4": (1.0, blk),
+        "tmem-lz4-poll": (0.8, blk),
+        "swap-disk-vhost-user-tmem": (0.75, ("swap-disk", "vhost-user-tmem", "tmem")),
+        "swap-disk-vhost-user-tmem-poll": (0.6, ("swap-disk", "vhost-user-tmem", "tmem")),
+        "swap-disk-virtio-tmem": (0.62, ("swap-disk", "virtio-tmem", "tmem")),
+        "swap-disk-virtio-serial": (3.0, ("swap-disk", "virtio-serial", "tmem")),
+        "swap-disk-ivshmem": (0.4, ("swap-disk", "ivshmem", "ivshmem")),
+        "frontswap-virtio-tmem": (0.6, ("frontswap", "virtio-tmem", "tmem")),
+        "disk-none": (4.0, (*disk, "disk-none")),
+        "zram": (0.7, ("zram", "none", "zram")),
+        "null": (0.5, (*disk, "null")),
+    }
+    for arm, (slow, (source, channel, backend)) in made.items():
+        what: dict[str, Any] = {
+            "arm": arm,
+            "source": source,
+            "channel": channel,
+            "backend": backend,
+            "poll": "on" if arm.endswith("-poll") else "off",
+        }
+        if channel == "virtio-tmem":
+            what |= {"doorbell": "mmio", "ioeventfd": "off"}
         for phase, share in (("write", 1.0), ("sequential", 0.7), ("random", 1.6), ("all", 3.3)):
-            m.each("run_time", "s", slow * share, arm=arm, phase=phase)
-        m.latency("fault_latency", slow * 60e3, spread=0.4, arm=arm, phase="random")
-        m.each("page_out", "ns", slow * 40e3, arm=arm, phase="write")
-        m.each("page_in", "ns", slow * 55e3, arm=arm, phase="random")
+            m.each("run_time", "s", slow * share, phase=phase, **what)
+        m.latency("fault_latency", slow * 60e3, spread=0.4, phase="random", **what)
+        m.each("page_out", "ns", slow * 40e3, phase="write", **what)
+        m.each("page_in", "ns", slow * 55e3, phase="random", **what)
         for process, share in (("qemu", 2.8), ("agent", 0.4), ("all", 3.2)):
-            m.each("host_cpu", "s", slow * share, arm=arm, process=process)
-        m.each("held", "bytes", slow * 30e6, arm=arm, where="host memory")
+            m.each("host_cpu", "s", slow * share, process=process, **what)
+        m.each("held", "bytes", slow * 30e6, where="host memory", **what)
     m.latency("clock_cost", 50.0, arm="harness", where="host")
     return m.done()
 

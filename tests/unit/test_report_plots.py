@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from framework.made_results import ALL, density_results, exit_results
+from framework.made_results import ALL, density_results, exit_results, swap_results
 from tmem_host.bench.layout import headline, layout_for
 from tmem_host.bench.results import Results
 from tmem_host.report import svg
@@ -145,6 +145,14 @@ def test_density_is_drawn_over_the_number_of_vms() -> None:
         "vm_memory",
         "creation",
         "quota",
+        "channel-throughput",
+        "channel-latency",
+        "channel-page-cpu",
+        "channel-fairness",
+        "channel-vm-memory",
+    ]
+    assert [name for _, _, name in found["channel-throughput"].legend] == [
+        *("vhost-user-tmem", "virtio-serial", "inline", "engine")
     ]
     ticks = texts(found["throughput"].wide, "tick")
     assert {"1", "10", "100", "1000", "0.5×", "5×", "50×", "500×", "pages/s"} <= set(ticks)
@@ -214,3 +222,22 @@ def test_ticks_are_short(text: str, short: str) -> None:
 def test_odd_rungs_can_be_drawn(low: float, width: int) -> None:
     rungs = [svg.Rung("a", "g", "s0", low, low, low, low), svg.Rung("b", "h", "s1", 5.0, 4.0, 6.0, 5.5)]
     ElementTree.fromstring(svg.ladder(rungs, "ns", width, "t", "d"))
+
+
+def test_swap_is_drawn_with_a_hue_for_each_channel() -> None:
+    made = swap_results()
+    found = plots(made)
+    legend = found["page-in"].legend
+    assert [name for _, _, name in legend] == [
+        *("vhost-user-blk", "vhost-user-tmem", "virtio-tmem", "virtio-serial", "ivshmem", "disk-none", "zram", "null")
+    ]
+    assert len({colour for colour, _, _ in legend}) == len(legend)
+    named = [name for _, _, name in found["fault-tail"].legend]
+    assert {"swap-disk-virtio-tmem", "frontswap-virtio-tmem", "tmem-lz4-poll"} <= set(named)
+    twin = [
+        r.model_copy(update={"dimensions": {**r.dimensions, "arm": "tmem-zstd"}})
+        for r in made.find("fault_latency", arm="tmem-lz4")
+    ]
+    made.records += twin
+    # One line for each channel, whatever the codec.
+    assert [name for _, _, name in plots(made)["fault-tail"].legend] == named

@@ -71,8 +71,8 @@ def conformance(*pairs: tuple[str, float]) -> Results:
 
 
 OLD, NEW = "old guest, new host", "new guest, old host"
-INLINE: dict[str, Any] = {"channel": "virtio-tmem"}
-RING: dict[str, Any] = {"channel": "vhost-user-tmem", "poll": "on"}
+INLINE: dict[str, Any] = {"source": "swap-disk", "channel": "virtio-tmem", "ioeventfd": "off"}
+RING: dict[str, Any] = {"source": "swap-disk", "channel": "vhost-user-tmem", "poll": "on"}
 DEAR = exit_run({"pio": 2000, "pio+put": 5000})
 
 CASES: list[tuple[str, str, list[Results]]] = [

@@ -31,9 +31,28 @@ class Plot:
     """(colour class, dash, label)"""
 
 
-_FAMILIES = (("tmem", ("s0", "s1", "s2", "s3")), ("zram", ("s6",)), ("null", ("s8",)), ("disk", ("s4", "s5")))
-_WAYS = {"sync-store": "s0", "async-store": "s2", "sync-disk": "s4", "async-disk": "s5"}
-"""The density bench's arms: where pages go decides the hue."""
+_FAMILIES = (
+    ("tmem", ("s0", "s1", "s1 poll")),
+    # A channel has one hue, whatever the source.
+    *((f"{source}-virtio-tmem", ("s9",)) for source in ("swap-disk", "frontswap")),
+    ("swap-disk-virtio-serial", ("s2",)),
+    ("swap-disk-ivshmem", ("s7",)),
+    *((source, ("s3",)) for source in ("swap-disk", "frontswap")),
+    ("zram", ("s6",)),
+    ("null", ("s8",)),
+    ("disk", ("s4", "s5")),
+)
+_WAYS = {
+    "sync-store": "s0",
+    "async-store": "s2",
+    "sync-disk": "s4",
+    "async-disk": "s5",
+    "fleet-vhost-user-tmem": "s3",
+    "fleet-virtio-serial": "s2",
+    "fleet-inline": "s9",
+    "fleet-engine": "s7",
+}
+"""The density bench's arms: where pages go, or the channel, decides the hue."""
 _REST = ("s7", "s9", "s3", "s2", "s1", "s0", "s5", "s4", "s6", "s8")
 
 
@@ -57,7 +76,9 @@ def colours(results: Results) -> dict[str, str]:
 
 
 def dash_of(arm: str) -> str:
-    """Polling, and answers that come later, are dashed."""
+    """Polling, and answers that come later, are dashed; frontswap, which has its channel's hue, is dotted."""
+    if arm.startswith("frontswap-"):
+        return "1.5 3"
     return "5 3" if arm.endswith("-poll") or arm.startswith("async-") else ""
 
 

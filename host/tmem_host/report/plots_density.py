@@ -11,7 +11,7 @@ from tmem_host.bench.results import Record, Results
 from tmem_host.bench.units import human, number
 from tmem_host.report import svg
 from tmem_host.report.canvas import trimmed
-from tmem_host.report.draw import Plot, line_plot, spread, strip_plot
+from tmem_host.report.draw import Plot, bar_plot, line_plot, spread, strip_plot
 from tmem_host.report.registry import plot
 from tmem_host.report.words import CLASSES
 
@@ -178,4 +178,67 @@ def quota_bars(results: Results) -> Plot | None:
             ("p1", "", "weighted"),
             ("", "goal", "cap, or share by weight"),
         ),
+    )
+
+
+_FLEET = "By number of guests that share one host agent; inline and engine do without one."
+
+
+def _channel_curve(
+    metric: str,
+    title: str,
+    caption: str,
+    *,
+    y_log: bool = True,
+    statistic: Literal["median", "p99"] = "median",
+) -> None:
+    @plot("density")
+    def one(results: Results) -> Plot | None:
+        return line_plot(
+            results,
+            metric.replace("_", "-"),
+            title,
+            f"{caption} {_FLEET}",
+            results.find(metric),
+            "vms",
+            y_log=y_log,
+            statistic=statistic,
+            name=_channel,
+            x_label="guests",
+        )
+
+
+def _channel(record: Record) -> str:
+    return record.arm.removeprefix("fleet-")
+
+
+_channel_curve("channel_throughput", "Channels: pages per second, all guests together", "Higher is better.")
+_channel_curve(
+    "channel_latency",
+    "Channels: the slowest of 100 requests",
+    "99th percentile of the time that a guest waits for one page. Lower is better.",
+    statistic="p99",
+)
+_channel_curve(
+    "channel_page_cpu",
+    "Channels: CPU time for one page",
+    "Both ends together, the guest's side included. Lower is better.",
+)
+_channel_curve(
+    "channel_fairness",
+    "Channels: fairness",
+    "Jain's index over the pages that each guest was served: 1 is an equal share for all.",
+    y_log=False,
+)
+
+
+@plot("density")
+def channel_memory(results: Results) -> Plot | None:
+    """Agent memory for one VM by channel."""
+    return bar_plot(
+        results,
+        "channel-vm-memory",
+        "Channels: agent memory for one VM",
+        "Memory that the agent has to itself for each VM that is connected, without the pages it stored.",
+        [(_channel(r), [r]) for r in results.find("channel_vm_memory")],
     )

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from tmem_host.bench.results import Record, Results
-from tmem_host.report.draw import Plot, bar_plot, strip_plot, tail_plot
+from tmem_host.report.draw import Plot, bar_plot, colours, strip_plot, tail_plot
 from tmem_host.report.registry import plot
 
 _PHASES = (
@@ -12,6 +12,28 @@ _PHASES = (
     ("sequential", "p1", "verify in order"),
     ("random", "p2", "verify at random"),
 )
+
+
+def _channels(results: Results) -> list[tuple[str, str, str]]:
+    """A legend: what hue each channel has. Arms come in the order of their channels."""
+    found: dict[str, str] = {}
+    for arm, colour in colours(results).items():
+        labels = next(r for r in results.records if r.arm == arm).dimensions
+        backend = str(labels.get("backend", ""))
+        name = str(labels.get("channel", "")) if backend in ("tmem", "ivshmem") else backend
+        if name:
+            found.setdefault(name, colour.split(" ", maxsplit=1)[0])
+    return [(colour, "", name) for name, colour in found.items()]
+
+
+def _one_of_each(records: list[Record]) -> list[Record]:
+    """Lines are few: of arms that differ in codec, doorbell or the like the first."""
+    found: dict[tuple[str, ...], Record] = {}
+    for record in records:
+        # Results that do not say what an arm is are shown whole.
+        kinds = ("source", "channel", "backend", "poll")
+        found.setdefault(tuple(str(record.dimensions.get(kind, record.arm)) for kind in kinds), record)
+    return list(found.values())
 
 
 @plot("swap")
@@ -54,8 +76,8 @@ def swap_fault_tail(results: Results) -> Plot | None:
         "fault-tail",
         "Slow faults",
         "Share of random faults that took longer than the time on the axis. Lower and further left is better; "
-        "dashed: polling.",
-        results.find("fault_latency", phase="random"),
+        "dashed: polling, dotted: frontswap. One line for each channel: its first codec, its first doorbell.",
+        _one_of_each(results.find("fault_latency", phase="random")),
     )
 
 
@@ -73,6 +95,7 @@ def swap_page_out(results: Results) -> Plot | None:
         "Write phase beyond what the same writes cost in memory, per page that went out. Dots: rounds; "
         "whisker: 95 % interval.",
         _each_arm(results, "page_out"),
+        _channels(results),
     )
 
 
@@ -85,6 +108,7 @@ def swap_page_in(results: Results) -> Plot | None:
         "Time per page swapped in, random access",
         "Random phase beyond the same accesses in memory, per page that came in. Dots: rounds; whisker: 95 % interval.",
         _each_arm(results, "page_in", phase="random"),
+        _channels(results),
     )
 
 
@@ -117,6 +141,8 @@ def swap_held(results: Results) -> Plot | None:
         "held",
         "What the swapped pages occupied",
         "The most that was held while the hog ran, looked at twice a second: by the store with index and metadata, by "
-        "zram in the guest's own memory, or allocated in the disk's file. Dots: rounds; whisker: 95 % interval.",
+        "zram in the guest's own memory, or allocated in a file on disk or in shared memory. Dots: rounds; whisker: "
+        "95 % interval.",
         groups,
+        _channels(results),
     )

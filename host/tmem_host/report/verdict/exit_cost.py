@@ -26,14 +26,12 @@ HALF_ORDER = math.sqrt(10)
 PER_EXIT = Need(
     "swap",
     "run_time",
-    {"channel": "virtio-tmem", "phase": "all"},
-    "no bench has a guest whose pages cross by an exit each yet",
+    {"source": "swap-disk", "channel": "virtio-tmem", "ioeventfd": "off", "phase": "all"},
 )
 WITHOUT_EXIT = Need(
     "swap",
     "run_time",
-    {"channel": "vhost-user-tmem", "poll": "on", "phase": "all"},
-    "no bench has a guest whose pages cross without an exit yet",
+    {"source": "swap-disk", "channel": "vhost-user-tmem", "poll": "on", "phase": "all"},
 )
 
 
