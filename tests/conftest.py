@@ -77,10 +77,11 @@ def app(service: Service) -> FastAPI:
 
 @pytest.fixture
 def api(app: FastAPI) -> httpx.AsyncClient:
-    """A client of ``app``, in this process, below ``/v1``."""
+    """A client of ``app`` in this process, below ``/v1``, as one comes over the Unix socket."""
     from framework.api import client_of
+    from tmem_host.api.doors import LocalDoor
 
-    return client_of(app)
+    return client_of(LocalDoor(app))
 
 
 @pytest.fixture

@@ -24,10 +24,13 @@ from typing import TYPE_CHECKING, Final
 from tmem_host import __version__
 from tmem_host.config import AgentConfig, check_socket_path, format_size
 from tmem_host.errors import InUse, TmemError
+from tmem_host.listen import bound, check_config, url_of
 from tmem_host.notify import notify
 from tmem_host.state import locked, os_error
+from tmem_host.tokens import Tokens
 
 if TYPE_CHECKING:
+    from tmem_host.api.server import ApiServer
     from tmem_host.service import Service
 
 log = logging.getLogger(__name__)
@@ -42,6 +45,7 @@ def run(config: AgentConfig, *, parent: int | None = None) -> None:
 
     Being ended at once, or by SIGKILL, loses nothing: the next start finds every page in the arena.
     """
+    check_config(config)
     with locked(config):
         _log_to(config.log_file)
         _raise_file_limit()
@@ -109,31 +113,51 @@ def _say_recovery(service: Service) -> None:
 async def _serve_api(service: Service, stop: asyncio.Event) -> None:
     """The API, until ``stop``; an end of it that nobody asked for surfaces."""
     # Not before the channels listen: this import takes longer than everything up to here.
+    from tmem_host.api.app import make_app
+    from tmem_host.api.doors import LocalDoor, TokenDoor
     from tmem_host.api.server import ApiServer
 
-    path = service.config.api_socket
-    with _bound(path) as listener:
-        server = ApiServer(service, grace=API_GRACE)
-        serving = asyncio.create_task(server.serve(sockets=[listener]), name="api")
+    config = service.config
+    with contextlib.ExitStack() as sockets:
+        app = make_app(service)
+        places = [str(config.api_socket)]
+        servers = [(ApiServer(LocalDoor(app), grace=API_GRACE), sockets.enter_context(_bound(config.api_socket)))]
+        if config.listen is not None:
+            listener = sockets.enter_context(bound(config))
+            tokens = Tokens(config.state)
+            tls = None if config.tls_cert is None or config.tls_key is None else (config.tls_cert, config.tls_key)
+            door = TokenDoor(app, tokens, rate=config.rate)
+            servers.append((ApiServer(door, grace=API_GRACE, tls=tls), listener))
+            places.append(url_of(config, listener))
+            if not tokens.list_():
+                log.warning("there is no token yet, so nobody gets in over TCP: make one with 'tmem token add'")
+        serving = [asyncio.create_task(server.serve(sockets=[listener])) for server, listener in servers]
         stopped = asyncio.create_task(stop.wait(), name="stop")
-        ready = asyncio.create_task(server.ready.wait(), name="ready")
+        ready = asyncio.create_task(_all_ready([server for server, _ in servers]), name="ready")  # noqa: RUF006
         try:
-            await asyncio.wait({serving, stopped, ready}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({*serving, stopped, ready}, return_when=asyncio.FIRST_COMPLETED)
             if ready.done():
-                log.info("tmem %s serves %d VMs; API on %s", __version__, service.health().vms, path)
+                vms = service.health().vms
+                log.info("tmem %s serves %d VMs; API on %s", __version__, vms, " and ".join(places))
                 notify("READY=1")
                 await _open_runs(service)
-                await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            # Who follows a run would keep the server waiting.
+                await asyncio.wait({*serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            # Who follows a run would keep the servers waiting.
             await asyncio.to_thread(service.runs.stop)
-            server.should_exit = True
-            await serving
+            for server, _ in servers:
+                server.should_exit = True
+            await asyncio.gather(*serving)
             if not stop.is_set():
                 raise TmemError("the API ended by itself", "see agent.log in the state folder")
         finally:
-            for task in (serving, stopped, ready):
+            for task in (*serving, stopped, ready):
                 task.cancel()
-            await asyncio.gather(serving, stopped, ready, return_exceptions=True)
+            await asyncio.gather(*serving, stopped, ready, return_exceptions=True)
+
+
+async def _all_ready(servers: list[ApiServer]) -> None:
+    for server in servers:
+        await server.ready.wait()
 
 
 async def _open_runs(service: Service) -> None:

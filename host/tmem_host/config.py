@@ -150,6 +150,15 @@ class AgentConfig(BaseModel):
     limit: Size | None = None
     #: Start with the pages that are left when an arena is missing or damaged.
     accept_loss: bool = False
+    #: TCP address of the API, ``HOST:PORT``; None: the Unix socket alone.
+    listen: str | None = None
+    #: Certificate chain and key of it, in PEM; None: no TLS.
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    #: Tokens may cross a network in plain text.
+    insecure_plain: bool = False
+    #: Requests a second that one token may send.
+    rate: Annotated[float, Field(gt=0, le=1e6)] = 100.0
 
     @property
     def state_file(self) -> Path:

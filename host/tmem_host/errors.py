@@ -138,6 +138,8 @@ class TooMany(Unavailable):
     """More requests than a client may send."""
 
     status = 429
+    #: Seconds after which one more is let in.
+    wait: float = 0.0
 
 
 class VmFailed(TmemError):

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from tmem_host.api.scoped import ScopedRoute
+from tmem_host.api.scoped import scoped_router
 from tmem_host.models import Health, HostInfo, StoreInfo, TierList
 from tmem_host.service import Service
 
 
 def router(service: Service) -> APIRouter:
     """The routes that are about no VM."""
-    agent = APIRouter(tags=["agent"], route_class=ScopedRoute)
+    agent = scoped_router("")
 
     @agent.get("/health")
     def health() -> Health:

@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from fastapi import Header, Path, Query
 
-from tmem_host.api.problems import RESPONSES
 from tmem_host.config import VM_NAME
 from tmem_host.errors import InvalidInput, MustMatch
 
@@ -38,11 +37,6 @@ LosePages = Annotated[bool, Query(description="Persistent pages may be lost, als
 PAGE: Final = 500
 
 _TAG = re.compile(r'(?:W/)?"(?P<tag>[\x21\x23-\x7e]*)"')
-
-
-def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For the description of a route: errors that it answers with, besides those that every route has."""
-    return {status: RESPONSES[status] for status in statuses}
 
 
 def versions(header: str | None, *, required: bool = False) -> tuple[str, ...] | None:

@@ -8,8 +8,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from tmem_host.api.parameters import PAGE, Limit, LosePages, Number, NumberCursor, answers
-from tmem_host.api.scoped import ScopedRoute
+from tmem_host.api.parameters import PAGE, Limit, LosePages, Number, NumberCursor
+from tmem_host.api.problems import answers
+from tmem_host.api.scoped import scoped_router
 from tmem_host.config import VM_NAME
 from tmem_host.models import Flushed, PoolCreate, PoolDetail, PoolList, PoolUpdate
 from tmem_host.service import Service
@@ -20,7 +21,7 @@ Member = Annotated[str | None, Query(pattern=f"^{VM_NAME.pattern}$", description
 
 def router(service: Service) -> APIRouter:
     """The routes below ``/pools``."""
-    pools = APIRouter(prefix="/pools", tags=["pools"], route_class=ScopedRoute)
+    pools = scoped_router("/pools")
 
     @pools.get("", responses=answers(404, 422))
     def list_pools(vm: Of = None, limit: Limit = PAGE, cursor: NumberCursor = None) -> PoolList:

@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from tmem_host.errors import InvalidInput, NotFound, TmemError, one_line
+from tmem_host.errors import InvalidInput, NotFound, TmemError, Unauthorised, one_line
 from tmem_host.models import Problem
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(TmemError)
     async def _tmem(_request: Request, error: TmemError) -> JSONResponse:
-        return problem(error)
+        headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorised) else None
+        return problem(error, headers=headers)
 
     @app.exception_handler(RequestValidationError)
     async def _validation(_request: Request, error: RequestValidationError) -> JSONResponse:
@@ -85,3 +86,8 @@ RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
         507: "Quota, limit or file system too small",
     }.items()
 }
+
+
+def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For the description of a route: errors that it answers with, besides those that every route has."""
+    return {status: RESPONSES[status] for status in statuses}

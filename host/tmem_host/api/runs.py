@@ -10,8 +10,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
 
-from tmem_host.api.parameters import PAGE, Limit, NumberCursor, answers
-from tmem_host.api.scoped import CALLER_KEY, LOCAL, ScopedRoute
+from tmem_host.api.parameters import PAGE, Limit, NumberCursor
+from tmem_host.api.problems import answers
+from tmem_host.api.scoped import CALLER_KEY, scoped_router
 from tmem_host.models import RunCreate, RunInfo, RunList, RunResults
 from tmem_host.runs import LOG_MAX, Runs, as_sse
 
@@ -29,7 +30,7 @@ def _text(media_type: str) -> dict[int | str, dict[str, Any]]:
 
 def router(runs: Runs) -> APIRouter:
     """The routes below ``/runs``."""
-    jobs = APIRouter(prefix="/runs", tags=["runs"], route_class=ScopedRoute)
+    jobs = scoped_router("/runs")
 
     @jobs.get("", responses=answers(422))
     def list_runs(limit: Limit = PAGE, cursor: NumberCursor = None) -> RunList:
@@ -39,7 +40,7 @@ def router(runs: Runs) -> APIRouter:
     @jobs.post("", status_code=HTTPStatus.CREATED, responses=answers(409, 422))
     def create_run(wanted: RunCreate, request: Request, response: Response) -> RunInfo:
         """Queues a bench; one runs at a time.  Follow it by its events."""
-        made = runs.create(wanted, request.scope.get(CALLER_KEY, LOCAL).name)
+        made = runs.create(wanted, request.scope[CALLER_KEY].name)
         response.headers["Location"] = f"/v1/runs/{made.id}"
         return made
 

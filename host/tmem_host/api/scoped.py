@@ -11,21 +11,24 @@ import json
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Final
 
-from fastapi import Request, Response
+from fastapi import APIRouter, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
+from tmem_host.api.problems import answers
 from tmem_host.audit import AuditLog
-from tmem_host.errors import Denied, TmemError
+from tmem_host.errors import Denied, InvalidInput, TmemError, Unauthorised
 from tmem_host.tokens import SCOPES, Scope
 
 log = logging.getLogger(__name__)
 
 #: The key of a route's scope in the OpenAPI description.
 SCOPE_KEY: Final = "x-tmem-scope"
-#: The key of the caller in the request's scope; whoever lets a request in writes it.
+#: The key of the caller in the request's scope; the door that lets it in writes it, None for who said no name.
 CALLER_KEY: Final = "tmem.caller"
 #: Bodies up to this size are written to the audit log: settings, not data.
 _AUDITED_BODY: Final = 4096
@@ -48,6 +51,16 @@ def admin() -> dict[str, Any]:
     return {SCOPE_KEY: "admin"}
 
 
+def scoped_router(noun: str) -> APIRouter:
+    """A router of ``/v1/NOUN``, whose routes have scopes and describe the errors that all of them answer with."""
+    return APIRouter(
+        prefix=f"/v1{noun}",
+        tags=[noun.removeprefix("/") or "agent"],
+        route_class=ScopedRoute,
+        responses=answers(401, 403, 413, 422, 429),
+    )
+
+
 class ScopedRoute(APIRoute):
     """A route with a scope; what changes something is written to the audit log."""
 
@@ -65,13 +78,16 @@ class ScopedRoute(APIRoute):
         name = self.name
 
         async def checked(request: Request) -> Response:
-            caller: Caller = request.scope.get(CALLER_KEY, LOCAL)
+            caller: Caller | None = request.scope[CALLER_KEY]
+            who = "nobody" if caller is None else caller.name
             audit: AuditLog | None = request.app.state.audit if changes else None
             status, body = 500, b""
             try:
+                if caller is None:
+                    raise Unauthorised("this needs a token", "make one with 'tmem token add' on the agent's host")
                 if SCOPES.index(caller.scope) < SCOPES.index(needs):
                     raise Denied(
-                        f"{name} needs a token of scope {needs}, {caller.name} has {caller.scope}",
+                        f"{name} needs a token of scope {needs}, {who} has {caller.scope}",
                         "make one with 'tmem token add'",
                     )
                 if changes:
@@ -83,14 +99,17 @@ class ScopedRoute(APIRoute):
                 raise
             except HTTPException as error:
                 status = error.status_code
+                if status == HTTPStatus.BAD_REQUEST:
+                    # fastapi's word for a body that no parser takes, as one nested too deeply
+                    status = InvalidInput.status
+                    raise InvalidInput("the body cannot be parsed", "see /openapi.json") from error
                 raise
-            except ValueError:
-                # fastapi's RequestValidationError is one
-                status = 422
+            except RequestValidationError:
+                status = InvalidInput.status
                 raise
             finally:
                 if audit is not None:
-                    audit.record(caller.name, request.method, request.url.path, name, status, _told(body))
+                    audit.record(who, request.method, request.url.path, name, status, _told(body))
             return response
 
         return checked

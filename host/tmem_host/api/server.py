@@ -7,25 +7,35 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Generator
+from pathlib import Path
+from typing import Final
 
 import uvicorn
+from starlette.types import ASGIApp
 
-from tmem_host.api.app import make_app
-from tmem_host.service import Service
+#: Connections of one door at once; more are answered with 503.
+_CONNECTIONS: Final = 1000
 
 
 class ApiServer(uvicorn.Server):
-    """Serves ``service`` on the sockets given to :meth:`serve`; ``should_exit`` ends it."""
+    """Serves ``app`` on the sockets given to :meth:`serve`; ``should_exit`` ends it."""
 
-    def __init__(self, service: Service, *, grace: int) -> None:
+    def __init__(self, app: ASGIApp, *, grace: int, tls: tuple[Path, Path] | None = None) -> None:
+        """``grace``: seconds that open connections get at the end; ``tls``: certificate and key."""
         super().__init__(
             uvicorn.Config(
-                make_app(service),
+                app,
                 lifespan="off",
+                ws="none",
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                # Who a client is, its connection says.
+                proxy_headers=False,
+                limit_concurrency=_CONNECTIONS,
                 timeout_graceful_shutdown=grace,
+                ssl_certfile=None if tls is None else str(tls[0]),
+                ssl_keyfile=None if tls is None else str(tls[1]),
             )
         )
         self.ready = asyncio.Event()

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Response
 from fastapi.responses import PlainTextResponse
 
-from tmem_host.api.parameters import PAGE, IfMatch, Limit, Name, NameCursor, answers, etag, versions
-from tmem_host.api.scoped import ScopedRoute
+from tmem_host.api.parameters import PAGE, IfMatch, Limit, Name, NameCursor, etag, versions
+from tmem_host.api.problems import answers
+from tmem_host.api.scoped import scoped_router
 from tmem_host.errors import NotFound
 from tmem_host.models import (
     ChannelInfo,
@@ -40,7 +41,7 @@ Tail = Annotated[int, Query(ge=1, le=CONSOLE_MAX, description="Bytes from its en
 
 def router(service: Service) -> APIRouter:
     """The routes below ``/vms``."""
-    vms = APIRouter(prefix="/vms", tags=["vms"], route_class=ScopedRoute)
+    vms = scoped_router("/vms")
 
     @vms.get("", responses=answers(422))
     def list_vms(limit: Limit = PAGE, cursor: NameCursor = None) -> VmList:

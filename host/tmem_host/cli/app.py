@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tmem_host.cli import jobs, pool, vm
+from tmem_host.cli import jobs, pool, token, vm
 from tmem_host.cli.hog import hog
 from tmem_host.cli.options import Json, State, client, remote, size
 from tmem_host.cli.routes import routes
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.add_typer(vm.app, name="vm")
 app.add_typer(pool.app, name="pool")
 app.add_typer(jobs.app, name="run")
+app.add_typer(token.app, name="token")
 
 try:
     from tmem_host.bench.cli import app as bench
@@ -76,7 +77,10 @@ def _root(
         raise typer.Exit
 
 
-@app.command(epilog="Example: tmem serve --limit 8G")
+@app.command(
+    epilog="Examples: tmem serve --limit 8G; tmem serve --listen 127.0.0.1:7080; "
+    "tmem serve --listen 0.0.0.0:7080 --tls-cert agent.pem --tls-key agent.key"
+)
 def serve(
     state: State = None,
     arena: Annotated[
@@ -101,6 +105,19 @@ def serve(
     accept_loss: Annotated[
         bool, typer.Option("--accept-loss", help="Start with the pages that are left when the arena is damaged.")
     ] = False,
+    listen: Annotated[
+        str | None,
+        typer.Option("--listen", metavar="HOST:PORT", help="Serve the API over TCP, too, to who has a token."),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option("--tls-cert", dir_okay=False, help="With --listen: certificate chain, in PEM.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", dir_okay=False, help="Its key, in PEM.")] = None,
+    insecure_plain: Annotated[
+        bool,
+        typer.Option("--insecure-plain", help="Let tokens cross a network in plain text: no TLS on a public address."),
+    ] = False,
+    rate: Annotated[float, typer.Option("--rate", min=0.1, help="Requests a second that one token may send.")] = 100.0,
     parent: Annotated[int | None, typer.Option("--parent", hidden=True)] = None,
 ) -> None:
     """Run the host agent: the store, a vhost-user-blk socket for every VM, the API.
@@ -112,7 +129,18 @@ def serve(
     from tmem_host.config import AgentConfig, state_dir
 
     folder = (state or state_dir()).absolute()
-    run(AgentConfig(state=folder, arena=arena, limit=limit, accept_loss=accept_loss), parent=parent)
+    config = AgentConfig(
+        state=folder,
+        arena=arena,
+        limit=limit,
+        accept_loss=accept_loss,
+        listen=listen,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        insecure_plain=insecure_plain,
+        rate=rate,
+    )
+    run(config, parent=parent)
 
 
 @app.command(epilog="Example: tmem store --json")
