@@ -34,11 +34,6 @@ class _Page(StaticFiles):
         return response
 
 
-def paths() -> frozenset[str]:
-    """What a browser asks for before it has a token."""
-    return frozenset({"/", *(f"/{file.name}" for file in FOLDER.iterdir())})
-
-
 def install(app: FastAPI) -> None:
     """Serves the page at ``/``; after all routes, as it takes what none of them does."""
     app.mount("/", _Page(directory=FOLDER, html=True), name="web")

@@ -98,6 +98,12 @@ function showStore(store, tiers) {
 
 const STATES = { connected: "good", "in-step": "good", running: "good", broken: "bad", failed: "bad" };
 
+/** The state that says most of several channels: one that broke, else one with a guest. */
+function reached(channels) {
+  const states = channels.map((channel) => channel.state);
+  return ["broken", "in-step", "connected"].find((state) => states.includes(state)) || states[0];
+}
+
 function channelRow(channel) {
   const asked = Object.values(channel.requests).reduce((sum, one) => sum + one, 0);
   // A miss is an answer, not a refusal.
@@ -172,7 +178,7 @@ class Card {
   show(vm, now) {
     this.vm = vm;
     this.series.add(now, vm.held_bytes, vm.counters.puts || 0, vm.counters.hits || 0);
-    const state = vm.frozen ? "frozen" : vm.machine ? vm.machine.state : vm.channel;
+    const state = vm.frozen ? "frozen" : vm.machine ? vm.machine.state : reached(vm.channels);
     put(this.pill, state);
     this.pill.className = `pill ${vm.frozen ? "warn" : STATES[state] || ""}`;
     put(this.freeze, vm.frozen ? "thaw" : "freeze");
