@@ -34,10 +34,6 @@ class GuestMachine:
     """A running guest with three ports, for callers that are not coroutines. Sockets lie in ``folder``."""
 
     def __init__(self, series: str, folder: Path, workdir: Path) -> None:
-        self._loop = asyncio.new_event_loop()
-        # QEMU dies with the thread that has started it, so that is one which stays.
-        self._thread = threading.Thread(target=self._loop.run_forever, name="guest")
-        self._thread.start()
         self.sockets = {name: folder / f"port{number}" for number, name in enumerate(_PORTS)}
         extra = [
             word
@@ -57,6 +53,10 @@ class GuestMachine:
             extra_args=tuple(extra),
         )
         self.vm = DirectVm(spec)
+        self._loop = asyncio.new_event_loop()
+        # QEMU dies with the thread that has started it, so that is one which stays.
+        self._thread = threading.Thread(target=self._loop.run_forever, name="guest")
+        self._thread.start()
         try:
             self.call(self.vm.start())
         except BaseException:
