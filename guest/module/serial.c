@@ -12,6 +12,8 @@
  * space could attend to while memory is short: so its SYNC is answered here, HELLO said again, and
  * the request under way repeated. Puts, gets and flushes can be repeated, and the stream keeps
  * their order. A reply to an earlier attempt is known by its cookie.
+ *
+ * What the agent has to tell its host meanwhile goes out here, too, between two requests.
  */
 #include <linux/delay.h>
 #include <linux/file.h>
@@ -22,6 +24,7 @@
 #include <linux/poll.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
+#include <linux/slab.h>
 #include <linux/uaccess.h>
 
 #include "tmem.h"
@@ -30,6 +33,12 @@
 /* When nothing comes for so long within a frame, its end may never come: look for a SYNC. */
 #define STALL	HZ
 
+/* A CONTROL frame of the agent's that waits to be sent. */
+struct control {
+	u32 length;
+	u8 body[];
+};
+
 static struct {
 	struct tmem_channel *channel;
 	spinlock_t lock;		/* guards what follows */
@@ -37,6 +46,7 @@ static struct {
 	bool open;			/* requests may be queued */
 	bool served;			/* somebody is in the ioctl */
 	bool stop;
+	struct control *control;
 	wait_queue_head_t wake;		/* of who serves */
 } service;
 
@@ -484,6 +494,30 @@ static int listen(struct server *server)
 	return host_went(length) ? meet_host(server, length) : length;
 }
 
+/*
+ * What the agent has to say goes where no request is under way: in the middle of one the host would
+ * take it for a page.
+ */
+static int send_control(struct server *server)
+{
+	struct tmem_frame frame = { .magic = cpu_to_le32(TMEM_FRAME_CONTROL) };
+	struct control *control;
+	int err = -EFAULT;
+
+	spin_lock(&service.lock);
+	control = service.control;
+	service.control = NULL;
+	spin_unlock(&service.lock);
+	if (!control)
+		return 0;
+	frame.length = cpu_to_le32(control->length);
+	if (!copy_to_user(server->buffer, &frame, sizeof(frame)) &&
+	    !copy_to_user(server->buffer + sizeof(frame), control->body, control->length))
+		err = write_all(server, sizeof(frame) + control->length);
+	kfree(control);
+	return host_went(err) ? meet_host(server, err) : err;
+}
+
 static int serve_all(struct server *server)
 {
 	struct tmem_call *call;
@@ -491,9 +525,13 @@ static int serve_all(struct server *server)
 
 	for (;;) {
 		err = wait_event_killable(service.wake, told_to_stop() || unasked(server) ||
+					  READ_ONCE(service.control) ||
 					  !list_empty_careful(&service.waiting));
 		if (err || told_to_stop())
 			return -EINTR;
+		err = send_control(server);
+		if (err)
+			return err;
 		call = next_call();
 		if (!call) {
 			err = unasked(server) ? listen(server) : 0;
@@ -529,9 +567,14 @@ static int take_over(void)
 
 static void hand_back(void)
 {
+	struct control *control;
+
 	spin_lock(&service.lock);
 	service.served = false;
+	control = service.control;
+	service.control = NULL;
 	spin_unlock(&service.lock);
+	kfree(control);
 }
 
 static int serve(const struct tmem_serve *wanted)
@@ -610,8 +653,35 @@ static int wait_up(unsigned long milliseconds)
 	return left < 0 ? left : left ? 0 : -ETIMEDOUT;
 }
 
+static int say(const struct tmem_control *wanted)
+{
+	struct control *control;
+	int err = -ESRCH;
+
+	if (wanted->reserved || !wanted->length || wanted->length > TMEM_CONTROL_BUFFER)
+		return -EINVAL;
+	control = kmalloc(struct_size(control, body, wanted->length), GFP_KERNEL);
+	if (!control)
+		return -ENOMEM;
+	control->length = wanted->length;
+	if (copy_from_user(control->body, u64_to_user_ptr(wanted->data), wanted->length)) {
+		kfree(control);
+		return -EFAULT;
+	}
+	spin_lock(&service.lock);
+	if (service.served) {
+		swap(service.control, control);
+		err = 0;
+	}
+	spin_unlock(&service.lock);
+	kfree(control);
+	wake_up(&service.wake);
+	return err;
+}
+
 static long control(struct file *file, unsigned int command, unsigned long argument)
 {
+	struct tmem_control said;
 	struct tmem_serve wanted;
 
 	switch (command) {
@@ -623,6 +693,10 @@ static long control(struct file *file, unsigned int command, unsigned long argum
 		return stop();
 	case TMEM_IOCTL_WAIT_UP:
 		return wait_up(argument);
+	case TMEM_IOCTL_CONTROL:
+		if (copy_from_user(&said, (void __user *)argument, sizeof(said)))
+			return -EFAULT;
+		return say(&said);
 	default:
 		return -ENOTTY;
 	}
