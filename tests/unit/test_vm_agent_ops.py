@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from tmem_guest import blockio, hog, modules, pages, swap
+from tmem_guest import blockio, modules, pages, swap
 from tmem_guest.protocol import OpError, Request
 
 
@@ -17,29 +17,6 @@ def test_swap_header_is_what_the_kernel_reads() -> None:
     assert len(page) == 4096
     assert page[-10:] == b"SWAPSPACE2"
     assert struct.unpack_from("<III", page, 1024) == (1, 999, 0)
-
-
-def test_hog_command_line() -> None:
-    request = Request(1, "hog", {"mib": 10, "seed": 3, "verify": False, "pattern": "synthetic:30", "passes": 2})
-    assert set(hog.arguments(request)[1:]) == {"mib=10", "seed=3", "verify=0", "pattern=synthetic:30", "passes=2"}
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {},
-        {"mib": 0},
-        {"mib": 1, "pattern": "corpus:/etc/passwd"},
-        {"mib": 1, "pattern": "synthetic:101"},
-        {"mib": 1, "pattern": "synthetic:"},
-        {"mib": 1, "pattern": "synthetic:-1"},
-        {"mib": 1, "passes": 1001},
-        {"mib": 1, "verify": 1},
-    ],
-)
-def test_bad_hog_arguments_are_refused(arguments: dict[str, object]) -> None:
-    with pytest.raises(OpError):
-        hog.arguments(Request(1, "hog", arguments))
 
 
 def test_io_contents_depend_on_place_and_seed() -> None:

@@ -157,7 +157,7 @@ async def test_pages_come_in_chunks(tmp_path: Path) -> None:
 
 async def test_error_of_a_progress_callback_surfaces(tmp_path: Path) -> None:
     event = {"event": "progress", "phase": "write", "done": 1, "planned": 2, "bad": 0}
-    frame = json.dumps({"id": 1, "event": "hog", "data": event}).encode() + b"\n"
+    frame = json.dumps({"id": 1, "event": "workload", "data": event}).encode() + b"\n"
 
     def broken(_progress: object) -> None:
         raise ZeroDivisionError
@@ -173,7 +173,7 @@ async def test_cancelled_hog_is_ended_in_the_guest(tmp_path: Path) -> None:
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while line := await reader.readline():
             frame = json.loads(line)
-            if frame["op"] == "hog_stop":
+            if frame["op"] == "workload_cancel":
                 stopped.append(frame["target"])
                 writer.write(json.dumps({"id": frame["id"], "ok": True}).encode() + b"\n")
 

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Entry: PID 1 of the guest. It never returns: a crash is a kernel panic, which ends the VM and shows in its log."""
+"""Entry of the small image: PID 1 of the guest. It never returns: a crash is a kernel panic, which ends the VM and
+shows in its log. Run as a program: the command line (:mod:`.cli`).
+"""
 
 import os
 import sys
 import time
 
 from . import PORT_NAME, libc, ports, server
+from .port import Port
 
 
 def find_port() -> str:
@@ -24,16 +27,9 @@ def main() -> None:
     # Swapping the agent out would disturb what is measured, and lose it on a device that keeps nothing.
     libc.mlockall()
     threading.stack_size(256 * 1024)
-    fd = os.open(find_port(), os.O_RDWR | os.O_CLOEXEC)
-    service = server.Server(lambda data: server.write_all(fd, data))
+    port = Port(find_port())
     print(f"tmem-guest: agent up {time.monotonic():.2f} s after boot", flush=True)
-    while not service.stopped:
-        data = os.read(fd, 65536)
-        if data:
-            service.feed(data)
-        else:
-            # The host has no one at its end, and the driver then neither blocks nor has an event to wait for.
-            time.sleep(0.02)
+    server.serve(port)
     os.sync()
     # reboot(LINUX_REBOOT_CMD_POWER_OFF)
     libc.power_off()
@@ -49,4 +45,6 @@ def start() -> None:
 
 
 if __name__ == "__main__":
-    start()
+    from .cli import main as command_line
+
+    sys.exit(command_line())

@@ -56,6 +56,25 @@ def delete_module(name: str) -> None:
     _checked(_libc.syscall(_SYS_DELETE_MODULE, name.encode(), os.O_NONBLOCK))
 
 
+def mount(source: str, target: str, kind: str) -> None:
+    """Mounts a file system without options."""
+    _checked(_libc.mount(source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(0), None))
+
+
+#: SYSLOG_ACTION_READ_ALL, SYSLOG_ACTION_SIZE_BUFFER (syslog(2))
+_READ_ALL, _SIZE_BUFFER = 3, 10
+
+
+def kernel_log() -> bytes:
+    """The kernel's log, all of it, each line after its level and time."""
+    size = _libc.klogctl(_SIZE_BUFFER, None, 0)
+    buffer = ctypes.create_string_buffer(max(size, 1))
+    length = _libc.klogctl(_READ_ALL, buffer, size)
+    if length < 0:
+        _checked(length)
+    return buffer.raw[:length]
+
+
 def power_off() -> None:
     """Never returns when it works."""
     _checked(_libc.reboot(0x4321FEDC))

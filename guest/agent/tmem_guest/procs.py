@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Child processes, without the weight of the subprocess module."""
 
+import functools
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -8,11 +9,16 @@ from collections.abc import Callable, Iterator
 from .protocol import FAILED, OpError
 
 
-def spawn(argv: list[str]) -> tuple[int, int]:
-    """Starts argv with its stdout on a pipe: (pid, read end)."""
+def spawn(argv: list[str], *, group: bool = False, errors: bool = False) -> tuple[int, int]:
+    """Starts argv with its stdout on a pipe: (pid, read end). ``group``: it leads one, to be signalled as a whole.
+
+    ``errors``: its stderr goes there, too.
+    """
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     try:
-        pid = os.posix_spawn(argv[0], argv, {"PATH": "/bin"}, file_actions=[(os.POSIX_SPAWN_DUP2, write_end, 1)])
+        actions = [(os.POSIX_SPAWN_DUP2, write_end, target) for target in ((1, 2) if errors else (1,))]
+        begin = functools.partial(os.posix_spawn, setpgroup=0) if group else os.posix_spawn
+        pid = begin(argv[0], argv, {"PATH": "/bin:/usr/bin:/sbin:/usr/sbin"}, file_actions=actions)
     except OSError as error:
         os.close(read_end)
         raise OpError(FAILED, f"{argv[0]}: {error.strerror}") from error

@@ -3,7 +3,7 @@
 
 import os
 
-from . import PROTOCOL_VERSION, disks, swap
+from . import PROTOCOL_VERSION, disks, libc, swap
 from .protocol import Request
 
 
@@ -15,14 +15,15 @@ def hello(_request: Request) -> dict[str, object]:
         "kernel": uname.release,
         "kernel_version": uname.version,
         "cpus": os.cpu_count(),
-        "mem_total_bytes": _meminfo()["MemTotal"],
+        "mem_total_bytes": read_meminfo()["MemTotal"],
         "clocksource": disks.read_text("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
         "uptime_seconds": float(disks.read_text("/proc/uptime").split()[0]),
         "disks": disks.serials(),
     }
 
 
-def _meminfo() -> dict[str, int]:
+def read_meminfo() -> dict[str, int]:
+    """/proc/meminfo, in bytes."""
     found = {}
     with open("/proc/meminfo", encoding="ascii") as stream:
         for line in stream:
@@ -35,17 +36,21 @@ def _meminfo() -> dict[str, int]:
 def meminfo(_request: Request) -> dict[str, object]:
     """/proc/meminfo in bytes, and the active swap devices."""
     swaps = {path: {"bytes": size, "used": used} for path, (size, used) in swap.active().items()}
-    return {"meminfo": _meminfo(), "swaps": swaps}
+    return {"meminfo": read_meminfo(), "swaps": swaps}
+
+
+def read_vmstat() -> dict[str, int]:
+    """/proc/vmstat."""
+    with open("/proc/vmstat", encoding="ascii") as stream:
+        return {name: int(value) for name, value in (line.split() for line in stream)}
 
 
 def vmstat(_request: Request) -> dict[str, object]:
     """/proc/vmstat."""
-    with open("/proc/vmstat", encoding="ascii") as stream:
-        return {"vmstat": {name: int(value) for name, value in (line.split() for line in stream)}}
+    return {"vmstat": read_vmstat()}
 
 
 def dmesg(request: Request) -> dict[str, object]:
     """{bytes=16384} -> the end of the kernel's log."""
-    from . import procs
-
-    return {"text": procs.run(["/bin/busybox", "dmesg"])[-request.number("bytes", 16384, 1, 200000) :]}
+    length = request.number("bytes", 16384, 1, 200_000)
+    return {"text": libc.kernel_log().decode(errors="replace")[-length:]}

@@ -45,21 +45,17 @@ def _start(disk: disks.Disk, priority: int, discard: bool) -> None:
             raise OpError(FAILED, f"swapon {disk.path}: {error.strerror}") from error
 
 
-def swap_on(request: Request) -> dict[str, object]:
-    """{serial | device, discard=true, priority=100, page_cluster?, require_discard=false} -> what was set and found.
+def start(disk: disks.Disk, *, priority: int, discard: bool, page_cluster: int | None) -> dict[str, object]:
+    """Makes the disk a swap device; what was set and found.
 
     A virtio disk counts as rotational, and for a rotational disk the kernel keeps no clusters and sends no discards
     when slots are freed: so `queue/rotational` is cleared first. Freed swap then gives the host its memory back.
     """
-    disk = _disk(request)
-    discard = request.flag("discard", True)
     discard_max = disk.queue("discard_max_bytes")
-    if request.flag("require_discard", False) and discard_max <= 0:
-        raise OpError(FAILED, f"{disk.name} takes no discards (discard_max_bytes is {discard_max})")
     disks.write_text(f"/sys/block/{disk.name}/queue/rotational", "0")
-    if request.has("page_cluster"):
-        disks.write_text("/proc/sys/vm/page-cluster", str(request.number("page_cluster", high=10)))
-    _start(disk, request.number("priority", 100, 0, 32767), discard and discard_max > 0)
+    if page_cluster is not None:
+        disks.write_text("/proc/sys/vm/page-cluster", str(page_cluster))
+    _start(disk, priority, discard and discard_max > 0)
     return {
         "device": disk.path,
         "bytes": disk.size,
@@ -71,12 +67,25 @@ def swap_on(request: Request) -> dict[str, object]:
     }
 
 
-def swap_off(request: Request) -> dict[str, object]:
-    """{serial | device, discard_after=true} -> {seconds, used_before}; reads every page back first.
-
-    The kernel discards whole clusters (2 MiB) only, so parts of clusters stay behind: discard_after drops the rest.
-    """
+def swap_on(request: Request) -> dict[str, object]:
+    """{serial | device, discard=true, priority=100, page_cluster?, require_discard=false} -> what was set and found."""
     disk = _disk(request)
+    discard_max = disk.queue("discard_max_bytes")
+    if request.flag("require_discard", False) and discard_max <= 0:
+        raise OpError(FAILED, f"{disk.name} takes no discards (discard_max_bytes is {discard_max})")
+    return start(
+        disk,
+        priority=request.number("priority", 100, 0, 32767),
+        discard=request.flag("discard", True),
+        page_cluster=request.number("page_cluster", high=10) if request.has("page_cluster") else None,
+    )
+
+
+def stop(disk: disks.Disk, *, discard: bool) -> dict[str, object]:
+    """Ends a swap device, which reads every page back first. Raises OpError: failed when they do not fit in memory.
+
+    The kernel discards whole clusters (2 MiB) only, so parts of clusters stay behind: `discard` drops the rest.
+    """
     known = active()
     if disk.path not in known:
         raise OpError(NOT_FOUND, f"{disk.name} is not a swap device")
@@ -86,12 +95,19 @@ def swap_off(request: Request) -> dict[str, object]:
     except OSError as error:
         raise OpError(FAILED, f"swapoff {disk.path}: {error.strerror}") from error
     seconds = time.monotonic() - began
-    discarded = request.flag("discard_after", True) and disk.queue("discard_max_bytes") > 0
+    discarded = discard and disk.queue("discard_max_bytes") > 0
     if discarded:
         disk.discard()
+    return {"device": disk.path, "seconds": seconds, "used_before": known[disk.path][1], "discarded": discarded}
+
+
+def swap_off(request: Request) -> dict[str, object]:
+    """{serial | device, discard_after=true} -> {seconds, used_before, discarded}."""
+    disk = _disk(request)
+    ended = stop(disk, discard=request.flag("discard_after", True))
     if disk.name.startswith("zram"):
         disks.write_text(f"/sys/block/{disk.name}/reset", "1")
-    return {"device": disk.path, "seconds": seconds, "used_before": known[disk.path][1], "discarded": discarded}
+    return ended
 
 
 def _disk(request: Request) -> disks.Disk:

@@ -17,15 +17,17 @@ import asyncio
 import base64
 import contextlib
 import enum
+import functools
 import json
 import logging
+import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeVar
 
 from tmem_host.errors import Conflict, VmFailed
-from tmem_host.vm.guest_results import HogResult, Progress, collect_hog
+from tmem_host.vm.guest_results import HogResult, Progress, WorkloadResult, collect_hog, collect_workload
 
 PROTOCOL: Final = 1
 #: A phase's samples are the longest frame: 65536 of 4 bytes, in base64.
@@ -33,6 +35,8 @@ _LONGEST: Final = 4 << 20
 
 Json = dict[str, Any]
 EventHandler = Callable[[Json], None]
+WorkloadKind = Literal["zipf", "build", "redis"]
+T = TypeVar("T")
 
 
 class GuestError(VmFailed):
@@ -75,6 +79,8 @@ class GuestClient:
         self._name = name
         self._state = ClientState.NEW
         self._next_id = 1
+        #: The agent ends what another host, which left unseen, had begun.
+        self._session = secrets.token_hex(8)
         self._pending: dict[int, tuple[asyncio.Future[Json], EventHandler | None]] = {}
         self._reason = "not connected"
         self._writer: asyncio.StreamWriter | None = None
@@ -183,7 +189,7 @@ class GuestClient:
 
     async def hello(self, timeout: float = 60.0) -> Json:
         """Kernel, versions, disks by serial. Raises GuestGarbled for another protocol version."""
-        answer = await self.request("hello", timeout=timeout)
+        answer = await self.request("hello", timeout=timeout, session=self._session)
         if answer.get("protocol") != PROTOCOL:
             self._end(f"the agent speaks protocol {answer.get('protocol')}, not {PROTOCOL}", GuestGarbled)
             raise GuestGarbled(f"{self._name}: {self._reason}", "run 'make guests'")
@@ -272,18 +278,6 @@ class GuestClient:
         A hog whose caller was cancelled, or timed out, is ended in the guest. Raises GuestRefused when the hog did not
         finish (killed for lack of memory, for example); bad pages are a result, not an error.
         """
-        request_id = self._claim_id()
-        events: list[Json] = []
-        began = time.monotonic()
-
-        def on_event(frame: Json) -> None:
-            event = frame["data"]
-            if event["event"] == "progress":
-                if progress is not None:
-                    progress(Progress(event["phase"], event["done"], event["planned"], event["bad"]))
-            else:
-                events.append(event)
-
         arguments: Json = {
             "mib": mib,
             "pattern": pattern,
@@ -295,16 +289,87 @@ class GuestClient:
             "verify": verify,
             "samples": samples,
         }
+        return await self._work("hog", arguments, progress, timeout, collect_hog)
+
+    async def workload(
+        self,
+        kind: WorkloadKind,
+        mib: int,
+        *,
+        progress: Callable[[Progress], None] | None = None,
+        timeout: float = 600.0,
+        **arguments: int | str | None,
+    ) -> WorkloadResult:
+        """Runs a workload on ``mib`` MiB of data, of each job in a build; guest/work/main.c has the other arguments.
+
+        Its end, and what is raised, are as of :meth:`hog`.
+        """
+        collect = functools.partial(collect_workload, kind)
+        return await self._work(kind, {"mib": mib, **arguments}, progress, timeout, collect)
+
+    async def _work(
+        self,
+        kind: str,
+        arguments: Json,
+        progress: Callable[[Progress], None] | None,
+        timeout: float,
+        collect: Callable[[list[Json], int, float], T],
+    ) -> T:
+        """``collect`` makes the result of the program's lines, its status and the seconds it took, or ValueError."""
+        request_id = self._claim_id()
+        events: list[Json] = []
+        began = time.monotonic()
+
+        def on_event(frame: Json) -> None:
+            event = frame["data"]
+            if event["event"] != "progress":
+                events.append(event)
+            elif progress is not None:
+                progress(Progress(event["phase"], event["done"], event["planned"], event["bad"]))
+
         try:
-            answer = await self._ask(request_id, "hog", timeout, on_event, arguments)
+            answer = await self._ask(request_id, "workload", timeout, on_event, {"kind": kind, **arguments})
         except (GuestTimeout, asyncio.CancelledError):
             with contextlib.suppress(GuestError):
-                await self.request("hog_stop", timeout=10.0, target=request_id)
+                await self.request("workload_cancel", timeout=10.0, target=request_id)
             raise
         try:
-            return collect_hog(events, answer["status"], time.monotonic() - began)
+            return collect(events, answer["status"], time.monotonic() - began)
         except ValueError as error:
             raise GuestRefused(f"{self._name}: {error}", "failed") from error
+
+    async def report(self) -> dict[str, float]:
+        """What the guest says of its memory, as in its reports (tmem_guest.report)."""
+        numbers: dict[str, float] = (await self.request("report"))["report"]
+        return numbers
+
+    async def command(
+        self,
+        *words: str,
+        settings: str | None = None,
+        on_line: Callable[[str], None] | None = None,
+        timeout: float = 120.0,
+    ) -> tuple[int, list[str]]:
+        """Runs the agent's own command line in the guest, as ``command("run")``: its exit status and its lines.
+
+        ``settings``: the text of its settings file. Cancelled or timed out, it is asked to end.
+        """
+        request_id = self._claim_id()
+        lines: list[str] = []
+
+        def on_event(frame: Json) -> None:
+            lines.append(frame["data"])
+            if on_line is not None:
+                on_line(frame["data"])
+
+        arguments = {"arguments": list(words), "settings": settings}
+        try:
+            answer = await self._ask(request_id, "command", timeout, on_event, arguments)
+        except (GuestTimeout, asyncio.CancelledError):
+            with contextlib.suppress(GuestError):
+                await self.request("command_stop", timeout=10.0, target=request_id)
+            raise
+        return answer["status"], lines
 
     async def sample_pages(
         self, count: int, *, kind: str = "anon", seed: int = 1, workload: bool = True, timeout: float = 120.0
@@ -338,9 +403,14 @@ class GuestClient:
             "io", timeout=timeout, serial=serial, action=action, offset=offset, bytes=size, block=block, seed=seed
         )
 
-    async def files_read(self, path: str = "/", *, timeout: float = 120.0) -> Json:
-        """Reads all files of one filesystem. Answer: files, bytes, crc, sectors (read from the disk for it), seconds."""
-        return await self.request("files_read", timeout=timeout, path=path)
+    async def files_read(
+        self, path: str = "/", *, part: int = 0, parts: int = 1, evict: bool = False, timeout: float = 120.0
+    ) -> Json:
+        """Reads one of ``parts`` parts of a filesystem's files; ``evict``: the kernel drops them behind it.
+
+        Answer: bytes, crc, sectors (read from the disk for it), seconds.
+        """
+        return await self.request("files_read", timeout=timeout, path=path, part=part, parts=parts, evict=evict)
 
     async def module_load(self, name: str = "tmem", *, timeout: float = 60.0, **parameters: str | int | bool) -> Json:
         """Loads a module that came with the initramfs (tmem_host.vm.modulebuild.module.with_module)."""

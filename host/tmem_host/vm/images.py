@@ -114,8 +114,11 @@ def build_image(series: str) -> KernelImage:
             kernel_tree = work / "kernel"
             build.unpack_all(releases, [lock.kernels[series]], store, kernel_tree)
         build.unpack_all(releases, list(lock.userland), store, work / "userland")
-        build.compile_hog(origin.hog, work / "hog")
-        build.root_tree(kernel_tree, work / "userland", work / "hog", origin, work / "root")
+        programs = work / "programs"
+        programs.mkdir()
+        build.compile_hog(origin.hog, programs / "hog")
+        build.compile_work(origin.work, programs / "work")
+        build.root_tree(kernel_tree, work / "userland", programs, origin, work / "root")
         done = work / "done"
         done.mkdir()
         version, vmlinuz = build.kernel_image(kernel_tree)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts a guest together: kernel, initramfs (drivers, init) and root disk (Python, agent, hog, zram's modules)."""
+"""Puts a guest together: kernel, initramfs (drivers, init) and root disk (Python, agent, workloads, zram's modules)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tmem_host.vm.imagebuild.cpio import Archive
 
 PYTHON: Final = "python3.11"
 LIBRARIES: Final = "lib/x86_64-linux-gnu"
-#: The C flags keep the hog's page loops loops: a call to memcpy or memset would be another thing to time.
+#: Of the hog and the workloads. They keep page loops loops: a call to memcpy or memset would be another thing to time.
 HOG_FLAGS: Final = ("-O2", "-static", "-fno-tree-loop-distribute-patterns", "-Wall", "-Wextra")
 
 
@@ -36,6 +36,11 @@ class Sources:
         return self.root / "hog" / "hog.c"
 
     @property
+    def work(self) -> list[Path]:
+        """The workloads' sources, headers among them."""
+        return sorted((self.root / "work").glob("*.[ch]"))
+
+    @property
     def init(self) -> Path:
         return self.root / "image" / "init"
 
@@ -49,7 +54,7 @@ class Sources:
 
     def files(self) -> list[Path]:
         """Everything whose change makes another guest."""
-        return [self.hog, self.init, self.contents, *sorted(self.agent.glob("*.py"))]
+        return [self.hog, *self.work, self.init, self.contents, *sorted(self.agent.glob("*.py"))]
 
 
 def find_tool(name: str, package: str) -> str:
@@ -61,13 +66,22 @@ def find_tool(name: str, package: str) -> str:
 
 
 def compile_hog(source: Path, target: Path) -> None:
-    """Raises Unavailable without a compiler or a static libc, with the compiler's first words."""
+    """The memory hog. Raises Unavailable without a compiler or a static libc, with the compiler's first words."""
+    _compile([source], target)
+
+
+def compile_work(sources: list[Path], target: Path) -> None:
+    """The workloads, out of :attr:`Sources.work`. Raises Unavailable as :func:`compile_hog` does."""
+    _compile([path for path in sources if path.suffix == ".c"], target, "-lm")
+
+
+def _compile(sources: list[Path], target: Path, *libraries: str) -> None:
     compiler = find_tool("cc", "gcc and libc6-dev")
-    done = subprocess.run(
-        [compiler, *HOG_FLAGS, "-o", str(target), str(source)], capture_output=True, text=True, check=False
-    )
+    argv = [compiler, *HOG_FLAGS, "-o", str(target), *map(str, sources), *libraries]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise Unavailable(f"the hog does not compile: {done.stderr.splitlines()[:1]}", "install gcc and libc6-dev")
+        why = done.stderr.splitlines()[:1]
+        raise Unavailable(f"{target.name} does not compile: {why}", "install gcc and libc6-dev")
 
 
 def initramfs(kernel_tree: Path, busybox: Path, sources: Sources) -> bytes:
@@ -86,14 +100,15 @@ def initramfs(kernel_tree: Path, busybox: Path, sources: Sources) -> bytes:
     return archive.finish()
 
 
-def root_tree(kernel_tree: Path, userland: Path, hog: Path, sources: Sources, root: Path) -> None:
-    """Fills ``root`` with the tree of the read-only root disk."""
+def root_tree(kernel_tree: Path, userland: Path, programs: Path, sources: Sources, root: Path) -> None:
+    """Fills ``root`` with the tree of the read-only root disk. ``programs``: a folder of what goes into its /bin."""
     contents = tomllib.loads(sources.contents.read_text())
     stdlib = root / "usr" / "lib" / PYTHON
     for folder in ("bin", "dev", "proc", "run", "sys", "lib/modules", LIBRARIES, "lib64", "usr/bin"):
         (root / folder).mkdir(parents=True)
     shutil.copy(userland / "bin" / "busybox", root / "bin" / "busybox")
-    shutil.copy(hog, root / "bin" / "hog")
+    for program in programs.iterdir():
+        shutil.copy(program, root / "bin" / program.name)
     _copy_libraries(userland, root)
     shutil.copy(userland / "usr" / "bin" / PYTHON, root / "usr" / "bin" / PYTHON)
     _copy_stdlib(userland / "usr" / "lib" / PYTHON, stdlib, contents["python"])
@@ -153,7 +168,7 @@ def check_python(root: Path) -> None:
     argv = [
         str(root / "lib64" / "ld-linux-x86-64.so.2"),
         *("--library-path", str(root / LIBRARIES), str(root / "usr" / "bin" / PYTHON), "-I", "-S", "-B"),
-        *("-c", "import tmem_guest.__main__, tmem_guest.speak"),
+        *("-c", "import tmem_guest.__main__, tmem_guest.speak, tmem_guest.cli, tomllib"),
     ]
     done = subprocess.run(argv, env={"PATH": os.defpath}, capture_output=True, text=True, check=False)
     if done.returncode != 0:
