@@ -147,9 +147,13 @@ async def measure(
         run = _Run(ctx, probe, samples, batches)
         arms = [Arm(name, WAYS[name].dimensions) for name in names]
         await ctx.interleave(arms, rounds=rounds, run=run.turn)
+        counted: set[str] = set()
         for arm in arms:
-            if not ctx.has_failed(arm):
-                await channel_copies.count(ctx, probe, process, arm, WAYS[arm.name].channel)
+            # What is copied is a matter of the channel, not of how it waits.
+            channel = WAYS[arm.name].channel
+            if channel not in counted and not ctx.has_failed(arm):
+                await channel_copies.count(ctx, probe, process, arm, channel)
+                counted.add(channel)
         await probe.off()
 
 

@@ -69,7 +69,7 @@ FURTHER: Final[Mapping[str, tuple[Layout, ...]]] = {
             "Copies",
             "How many bytes of a page are copied before it is compressed, by whom, and how is that known?",
             (Column("bytes_copied", "bytes of a put of 4 KiB"),),
-            rows=("step", "how"),
+            rows=("channel", "step", "how"),
         ),
         Layout(
             "channel",

@@ -29,6 +29,8 @@ class Plot:
     narrow: str
     legend: Sequence[tuple[str, str, str]] = ()
     """(colour class, dash, label)"""
+    emulated: bool = False
+    """A guest on an emulated CPU is in it, though the rest of the run had none: said at the plot."""
 
 
 _FAMILIES = (

@@ -41,10 +41,10 @@ def bench_part(results: Results, key: str) -> str:
 
 
 def _tables(results: Results) -> str:
-    """The headline table as it is, further ones under their titles."""
+    """The headline table, under the heading of the part itself; further ones under their own titles."""
     found = []
-    for number, layout in enumerate(tables(results)):
-        if number:
+    for layout in tables(results):
+        if layout.title != layout_for(results).title:
             found.append(f'<h3>{escape(layout.title)}</h3><p class="question">{escape(layout.question)}</p>')
         found.append(headline_table(results, layout))
     return "\n".join(found)
@@ -58,7 +58,9 @@ def _figure(results: Results, plot: Plot, key: str) -> str:
         for colour, look, label in plot.legend
     )
     legend = f'<ul class="legend">{items}</ul>' if items else ""
-    badge = '<span class="badge warn">TCG: says nothing about exits</span>' if emulated(results) else ""
+    badge = (
+        '<span class="badge warn">TCG: says nothing about exits</span>' if plot.emulated or emulated(results) else ""
+    )
     return f"""<figure id="{name}" aria-labelledby="{name}-title">
 <div class="head"><h3 id="{name}-title">{escape(plot.title)}</h3>{badge}</div>
 <p class="caption">{escape(plot.caption)}</p>

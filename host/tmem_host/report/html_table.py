@@ -24,7 +24,7 @@ def headline_table(results: Results, layout: Layout) -> str:
         kind = ' class="baseline"' if row.arm == layout.baseline else ""
         note = row_note(results.bench, row.arm)
         name = escape(row.arm) + (f'<span class="range">{escape(note)}</span>' if note else "")
-        extra = "".join(f"<td>{escape(str(row.dimensions.get(d, '')))}</td>" for d in layout.rows)
+        extra = "".join(_label(str(row.dimensions.get(d, ""))) for d in layout.rows)
         cells = "".join(_cell(c) for c in row.cells)
         body.append(f'<tr{kind}><th scope="row">{name}</th>{extra}{cells}</tr>')
     told = "First line: median; second: 95 % interval."
@@ -37,6 +37,11 @@ def headline_table(results: Results, layout: Layout) -> str:
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(layout.title)}: headline table">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
+
+
+def _label(text: str) -> str:
+    """A dimension: a number or a word stays on its line, a sentence is to be read."""
+    return f'<td class="words">{escape(text)}</td>' if " " in text else f"<td>{escape(text)}</td>"
 
 
 def _cell(cell: Cell | None) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from tmem_host.report import (
     plots_channel,
+    plots_channel_guest,
     plots_density,
     plots_exit,
     plots_exit_curves,
@@ -22,6 +23,7 @@ from tmem_host.report.registry import plots_for
 
 __all__ = [
     "plots_channel",
+    "plots_channel_guest",
     "plots_density",
     "plots_exit",
     "plots_exit_curves",
