@@ -242,9 +242,12 @@ def _attach_live(link: Link, found: _Domain, wanted: edit.Wanted, target: str) -
         link.run(f"{found.name} cannot be given a port", give(edit.port_xml(wanted)), again=False)
     try:
         link.run(f"{found.name} cannot be given a disk", give(edit.disk_xml(wanted, target)), again=False)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(TmemError):
             _take(link, found.name, edit.PORT_ALIAS)
+        if isinstance(error, VmFailed):
+            # libvirt (9.0, for one) does not remember over a restart of its own that a machine's memory can be shared.
+            raise VmFailed(error.message, "add --next-start, and start the domain anew when it suits") from error
         raise
 
 

@@ -27,6 +27,8 @@ SYSTEM: Final = "qemu:///system"
 _KEEPALIVE: Final = (5, 3)
 #: Seconds between two attempts to find a lost daemon again: the first, and at most.
 _RETRY: Final = (0.1, 2.0)
+#: Seconds that a call waits for a daemon that went away.
+_PATIENCE: Final = 15.0
 
 
 class Lifecycle(enum.Enum):
@@ -99,6 +101,8 @@ class Link:
         self.uri = uri
         self._lock = threading.RLock()
         self._connection: Any = None
+        #: A daemon answered once.
+        self._known = False
         self._watchers: list[Watcher] = []
         self._closed = False
         self._seeking: threading.Thread | None = None
@@ -112,7 +116,7 @@ class Link:
         done twice.
         """
         libvirt = library()
-        connection = self._open(libvirt, what)
+        connection = self._patiently(libvirt, what)
         try:
             return work(connection)
         except libvirt.libvirtError as error:
@@ -120,7 +124,7 @@ class Link:
                 raise translated(libvirt, error, what) from error
             if not again:
                 raise Unavailable(f"{what}: libvirtd went away", "see what it did, and repeat it") from error
-        connection = self._open(libvirt, what)
+        connection = self._patiently(libvirt, what)
         try:
             return work(connection)
         except libvirt.libvirtError as error:
@@ -130,6 +134,17 @@ class Link:
         """:meth:`run` in a worker thread."""
         return await asyncio.to_thread(self.run, what, work, again=again)
 
+    def _patiently(self, libvirt: Any, what: str) -> Any:
+        """The connection. A daemon that was there before is waited for: it is most likely being restarted."""
+        until = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                return self._open(libvirt, what)
+            except Unavailable:
+                if not self._known or time.monotonic() > until:
+                    raise
+            time.sleep(_RETRY[0])
+
     def _open(self, libvirt: Any, what: str) -> Any:
         with self._lock:
             if self._closed:
@@ -137,6 +152,7 @@ class Link:
             if self._connection is None:
                 try:
                     self._connection = libvirt.open(self.uri)
+                    self._known = True
                     self._connection.setKeepAlive(*_KEEPALIVE)
                     self._connection.registerCloseCallback(self._on_close, None)
                     if self._watchers:
