@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tmem_host.cli.attach import attach, detach
 from tmem_host.cli.options import CODECS, Json, Name, State, client, either, size, uuid_of, valid
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from tmem_host.models import VmInfo
 
 app = typer.Typer(no_args_is_help=True, help="Add, list, change, freeze and remove VMs.")
+app.command(epilog="Examples: tmem vm attach web; tmem vm attach db --size 8G --restart")(attach)
+app.command(epilog="Example: tmem vm detach web")(detach)
 
 CHANNELS = ("blk", "tmem", "serial")
 SOURCES = ("virtio-blk", "swap-disk", "frontswap", "none")
