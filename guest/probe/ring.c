@@ -289,21 +289,21 @@ struct channel *ring_open(int number)
 	return open_pools(c, plain) ? c : NULL;
 }
 
-static atomic_int stop;
+static atomic_bool stop;
+static atomic_long kicks;
 
 static void *hammer(void *opaque)
 {
 	struct channel *c = opaque;
 	struct call put = { .op = TMEM_OP_PUT, .bytes = PAGE, .count = 1, .sends = &corpus };
-	long done = 0;
 
 	pin(1);
 	while (!atomic_load(&stop)) {
 		/* Its ring is torn down and made again by the other vCPU all the time. */
 		ask_once(c->own, c, &lanes[1], &put);
-		done++;
+		atomic_fetch_add(&kicks, 1);
 	}
-	return (void *)done;
+	return NULL;
 }
 
 /* One vCPU kicks, another resets the device and sizes its queues. */
@@ -311,19 +311,22 @@ void ring_resets(struct channel *c, int rounds)
 {
 	struct ring *r = c->own;
 	pthread_t thread;
-	void *kicks;
 
-	atomic_store(&stop, 0);
-	pthread_create(&thread, NULL, hammer, c);
+	atomic_store(&stop, false);
+	atomic_store(&kicks, 0);
+	if (pthread_create(&thread, NULL, hammer, c))
+		die("threads");
 	pin(0);
+	while (!atomic_load(&kicks))
+		__builtin_ia32_pause();
 	for (int i = 0; i < rounds; i++) {
 		start(r);
 		hello(r, &lanes[0]);
 		w16(r, QSELECT, 1);
 		w16(r, QSIZE, i % 2 ? 8 : 1024);
 	}
-	atomic_store(&stop, 1);
-	pthread_join(thread, &kicks);
+	atomic_store(&stop, true);
+	pthread_join(thread, NULL);
 	start(r);
-	say("resets %d kicks %ld status %d\n", rounds, (long)kicks, hello(r, &lanes[0]));
+	say("resets %d kicks %ld status %d\n", rounds, atomic_load(&kicks), hello(r, &lanes[0]));
 }

@@ -1,35 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The devices that carry tmem requests, driven by a guest of one process (``guest/kick.c``) under a stock kernel."""
+"""The devices that carry tmem requests, driven by the probe (``guest/probe``) under a stock kernel."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
+import shutil
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from tmem_host.vm import process, qemu
-from tmem_host.vm.imagebuild.cpio import Archive
-from tmem_host.vm.images import KernelImage, guest_image
-from tmem_host.vm.qemubuild import build, recipe
-from tmem_host.vm.spec import InlineTmem, Tmem, VhostUserTmem, VmSpec
+from framework.vm import evidence_folder, wait_until
+from tmem_host.bench import store_pages
+from tmem_host.bench.channel_probe import PAGES_MIN, Devices, Probe, probe_vm
+from tmem_host.config import PAGE_SIZE
+from tmem_host.vm import process
+from tmem_host.vm.qemubuild import recipe
+from tmem_host.vm.spec import InlineTmem, Tmem, VhostUserTmem
 
 pytestmark = pytest.mark.vm
 
 ROOT = Path(__file__).resolve().parents[2]
 ABI = ROOT / "guest" / "abi" / "tmem_abi.h"
-LIMIT = 256 << 20
-DEADLINE = 180.0
+LIMIT = 64 << 20
+PAGES = store_pages.contents(store_pages.SYNTHETIC, PAGES_MIN // PAGE_SIZE, 1)
+SIZES = (PAGE_SIZE, 64 << 10, 2 << 20)
 
 _SERVER = """
 import sys, time
 from tmem_host.core import Engine, Store, TmemServer
-store = Store(sys.argv[1], limit_bytes=256 << 20)
+store = Store(sys.argv[1], limit_bytes=64 << 20)
 if not store.vms():
     store.vm_create("guest")
 server = TmemServer(Engine(store, "guest"), sys.argv[2], queues=2)
@@ -37,111 +41,107 @@ time.sleep(1000)
 """
 
 
-@pytest.fixture(scope="module")
-def kick(tmp_path_factory: pytest.TempPathFactory) -> KernelImage:
-    """A stock kernel whose init is kick.c."""
-    folder = tmp_path_factory.mktemp("kick")
-    program = folder / "init"
-    source = ROOT / "tests" / "patches" / "guest" / "kick.c"
-    flags = ["-O2", "-Wall", "-Wextra", "-Werror", "-static", "-pthread", "-I", str(ABI.parent)]
-    subprocess.run(["cc", *flags, str(source), "-o", str(program)], check=True)
-    archive = Archive()
-    for name in ("dev", "proc", "sys"):
-        archive.folder(name)
-    archive.character_device("dev/console", 5, 1)
-    archive.file("init", program.read_bytes(), executable=True)
-    (folder / "initramfs").write_bytes(archive.finish())
-    stock = guest_image("6.1")
-    return KernelImage(stock.series, stock.version, stock.vmlinuz, folder / "initramfs", None)
-
-
-def start(kernel: KernelImage, device: Tmem, folder: Path, arguments: str) -> tuple[subprocess.Popen[bytes], Path]:
-    # no_timer_check: under TCG on a busy host the kernel's test of its timer fails now and then
-    spec = VmSpec("guest", kernel, 256, 2, tmem=(device,), append=f"no_timer_check {arguments}")
-    program = str(build.patched_qemu())
-    version, _text = process.qemu_version(program)
-    console = folder / "console"
-    argv = [program, *qemu.argv(spec, qemu.Runtime(folder, console), version, "tcg")[1:]]
-    with (folder / "log").open("wb") as log:
-        return subprocess.Popen(argv, stderr=log, preexec_fn=process.die_with_parent()), console
-
-
-def ended(vm: subprocess.Popen[bytes], console: Path) -> str:
-    """What the guest said, which ends well or fails the test."""
+@contextlib.asynccontextmanager
+async def guest(folder: Path, request: pytest.FixtureRequest, *devices: Tmem) -> AsyncIterator[Probe]:
+    """A guest with these devices; when the test fails, what it and QEMU said is kept."""
+    logs = folder / "probe"
     try:
-        status = vm.wait(DEADLINE)
-    finally:
-        vm.kill()
-    said = console.read_text(errors="replace") if console.exists() else ""
-    log = (console.parent / "log").read_text()
-    assert status == 0, log
-    assert "tmem: end" in said, said[-2000:] + log
-    return said
+        async with probe_vm(Devices(tmem=devices), PAGES, logs) as probe:
+            yield probe
+    except BaseException:
+        shutil.copytree(logs, evidence_folder(request.node.name), dirs_exist_ok=True)
+        raise
 
 
-@pytest.mark.parametrize("arm", ["inline", "pio", "bql", "ioeventfd"])
-def test_inline_pages(arm: str, kick: KernelImage, tmp_path: Path) -> None:
-    doorbell = "pio" if arm == "pio" else "mmio"
-    device = InlineTmem(tmp_path / "arena", LIMIT, doorbell=doorbell, bql=arm == "bql", ioeventfd=arm == "ioeventfd")  # type: ignore[arg-type]
-    said = ended(*start(kick, device, tmp_path, "threads=2 rounds=500"))
-    assert f"tmem: doorbell {doorbell} inline {int(arm != 'ioeventfd')}" in said
-    assert "tmem: failed 0 again 0" in said
-    assert len(re.findall(r"p50", said)) == 6
+def inline(folder: Path, name: str, **how: object) -> InlineTmem:
+    return InlineTmem(folder / name, LIMIT, **how)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("doorbell", ["mmio", "pio"])
-def test_resets_while_another_vcpu_kicks(doorbell: str, kick: KernelImage, tmp_path: Path) -> None:
-    device = InlineTmem(tmp_path / "arena", LIMIT, doorbell=doorbell)  # type: ignore[arg-type]
-    said = ended(*start(kick, device, tmp_path, "what=reset threads=2 rounds=300"))
-    assert re.search(r"tmem: resets 300 kicks \d{2,}", said)
+async def test_inline_pages(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Every operation, by one vCPU and by two at once; the probe compares every page."""
+    devices = {
+        "mmio": inline(tmp_path, "mmio"),
+        "pio": inline(tmp_path, "pio", doorbell="pio"),
+        "bql": inline(tmp_path, "bql", bql=True),
+        "ioeventfd": inline(tmp_path, "ioeventfd", ioeventfd=True),
+    }
+    async with guest(tmp_path, request, *devices.values()) as probe:
+        for number, name in enumerate(devices):
+            said = await probe.open(name, "ring", str(number))
+            assert said == {"doorbell": "pio" if name == "pio" else "mmio", "inline": str(int(name != "ioeventfd"))}
+            for vcpus in (1, 2):
+                for op in ("put", "get", "flush", "exchange", "put+get"):
+                    turn = await probe.turn(name, op, vcpus=vcpus, samples=50)
+                    assert [len(lane) for lane in turn.ns] == [50] * vcpus
+                    assert all(ns > 0 for lane in turn.ns for ns in lane)
+            for size in SIZES:
+                for op, length in (("put", 0), ("get", 0), ("read", 64), ("write", 64)):
+                    await probe.turn(name, op, page_bytes=size, length=length, samples=4, warmup=1)
+            await probe.turn(name, "put", batch=128, samples=4, warmup=1)
+        for found in await probe.query_tmem():
+            counters = {c["name"]: c["value"] for c in found["counters"]}
+            assert counters["direct-pages"] > 1000
+            assert counters["bounced-pages"] == 0
+        assert await probe.off() == 0
+
+
+async def test_resets_while_another_vcpu_kicks(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    devices = (inline(tmp_path, "mmio"), inline(tmp_path, "pio", doorbell="pio"))
+    async with guest(tmp_path, request, *devices) as probe:
+        for number, name in enumerate(("mmio", "pio")):
+            await probe.open(name, "ring", str(number))
+            said = await probe.resets(name, 300)
+            assert said["resets"] == 300
+            assert said["kicks"] > 10
+            assert said["status"] == 0
+        assert await probe.off() == 0
 
 
 @pytest.fixture
-def backend(tmp_path: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
+async def backend(tmp_path: Path) -> AsyncIterator[list[asyncio.subprocess.Process]]:
     """Servers of ``tmp_path/sock``; the last is the present one."""
-    servers: list[subprocess.Popen[bytes]] = []
+    servers: list[asyncio.subprocess.Process] = []
     yield servers
     for server in servers:
-        server.kill()
-        server.wait()
+        await process.kill(server)
 
 
-def serve(servers: list[subprocess.Popen[bytes]], folder: Path) -> None:
+async def serve(servers: list[asyncio.subprocess.Process], folder: Path) -> None:
     socket = folder / "sock"
     socket.unlink(missing_ok=True)
     argv = [sys.executable, "-c", _SERVER, str(folder / "arena"), str(socket)]
-    servers.append(subprocess.Popen(argv, preexec_fn=process.die_with_parent()))
-    wait_for(socket.is_socket, "the backend listens")
+    servers.append(await process.spawn(argv, log=folder / "server.log"))
+    await wait_until(socket.is_socket, "the backend listens")
 
 
-def wait_for(condition: object, what: str) -> None:
-    end = time.monotonic() + DEADLINE
-    assert callable(condition)
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
-
-
-def test_backend_is_killed_under_requests(
-    kick: KernelImage, tmp_path: Path, backend: list[subprocess.Popen[bytes]]
+async def test_backend_is_killed_under_requests(
+    tmp_path: Path, backend: list[asyncio.subprocess.Process], request: pytest.FixtureRequest
 ) -> None:
-    serve(backend, tmp_path)
-    device = VhostUserTmem(tmp_path / "sock")
-    vm, console = start(kick, device, tmp_path, "threads=2 rounds=8000 patience=100")
-    try:
-        wait_for(lambda: console.exists() and "tmem: doorbell" in console.read_text(errors="replace"), "the guest runs")
-        for _ in range(3):
-            time.sleep(0.3)
-            backend[-1].send_signal(signal.SIGKILL)
-            backend[-1].wait()
-            serve(backend, tmp_path)
-    except BaseException:
-        vm.kill()
-        raise
-    said = ended(vm, console)
-    found = re.search(r"tmem: failed (\d+) again (\d+)", said)
-    assert found is not None
-    assert found[1] == "0", said
+    await serve(backend, tmp_path)
+    async with guest(tmp_path, request, VhostUserTmem(tmp_path / "sock")) as probe:
+        await probe.patience(100)
+        await probe.open("ring", "ring", "0")
+        begun, ended = 0, False
+
+        async def ask() -> int:
+            """Turns without a pause; each compares every page."""
+            nonlocal begun
+            while not ended:
+                begun += 1
+                await probe.turn("ring", "put+get", vcpus=2, samples=500)
+            return begun
+
+        async with asyncio.TaskGroup() as group:
+            asking = group.create_task(ask())
+            for _ in range(3):
+                now = begun
+                await wait_until(lambda now=now: begun > now, "a turn begins")  # type: ignore[misc]
+                backend[-1].send_signal(signal.SIGKILL)
+                await backend[-1].wait()
+                await serve(backend, tmp_path)
+            ended = True
+        assert asking.result() >= 3
+        assert await probe.off() == 0
 
 
 def test_the_series_has_the_abi_of_the_guest() -> None:
