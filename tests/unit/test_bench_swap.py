@@ -124,6 +124,13 @@ def test_a_guest_has_one_device_that_the_module_drives_and_one_frontswap() -> No
     assert len(guests[arms.MAIN]) == len(arms.devices(1)) - len(own)
 
 
+def test_what_loses_pages_is_not_where_the_module_is() -> None:
+    table = arms.devices(1)
+    assert arms.together(table)["null"].guest == "null"
+    stock = {name: table[name] for name in ("tmem-lz4", "disk-none", "null")}
+    assert {device.guest for device in arms.together(stock).values()} == {arms.MAIN}
+
+
 def plan(tmp_path: Path, quick: bool = False, **options: str) -> swap.Plan:
     return swap.Plan.of(BenchContext("swap", tmp_path, quick=quick, options=options))
 

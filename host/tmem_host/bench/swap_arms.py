@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, get_args
 
 from tmem_host.bench.results import Scalar
@@ -37,6 +37,8 @@ class Device:
     synchronous: bool = True
     doorbell: Doorbell = "mmio"
     ioeventfd: bool = False
+    apart: bool = False
+    """In a guest of its own, whatever it is."""
 
     @property
     def by_module(self) -> bool:
@@ -53,7 +55,7 @@ class Device:
         """The guest that it takes its turns in: the module drives the first virtio device of its kind, and frontswap is
         never unloaded."""
         if self.route is None or not self.by_module:
-            return MAIN
+            return self.serial if self.apart else MAIN
         inline = f"virtio-tmem-{self.doorbell}{'-ioeventfd' if self.ioeventfd else ''}"
         if self.route.source == "frontswap":
             return f"frontswap-{inline if self.route.channel == 'virtio-tmem' else self.route.channel}"
@@ -96,6 +98,14 @@ def devices(poll_us: int) -> dict[str, Device]:
     found["null"] = Device(NULL, verified=False)
     found["zram"] = Device(ZRAM, "lz4", where="guest memory")
     return found
+
+
+def together(chosen: dict[str, Device]) -> dict[str, Device]:
+    """The arms of one run. The null device loses what it is given, and tmem.ko, which is read anew for each turn, lies
+    in a file system that is swapped: they cannot share a guest."""
+    if not any(device.by_module for device in chosen.values()):
+        return chosen
+    return {name: replace(device, apart=device.serial == NULL) for name, device in chosen.items()}
 
 
 #: Only when somebody names them: what they add to their neighbours is a figure of the exit bench, too.

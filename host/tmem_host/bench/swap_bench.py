@@ -20,9 +20,9 @@ compared:
 * ``zram``: compressed in the guest's own memory.
 
 One guest has every device that it can have beside others, and loads tmem.ko for a turn: whatever else differs between
-two guests does not differ between two arms. Where the module would find two devices of its kind, or cannot be unloaded,
-an arm has a guest of its own, alike in all but that device, stopped while others have their turn (`swap_stage`). What
-an access costs in memory is measured in each of them.
+two guests does not differ between two arms. Where the module would find two devices of its kind, cannot be unloaded, or
+would be lost (`null`), an arm has a guest of its own, alike in all but that device, stopped while others have their
+turn (`swap_stage`). What an access costs in memory is measured in each of them.
 
 A bad page fails the arm, and so does one whose module counted no page. Metrics are listed in `swap_turns`.
 """
@@ -39,7 +39,7 @@ from tmem_host.bench import corpus
 from tmem_host.bench.disk_folder import disk_kind
 from tmem_host.bench.harness import HARNESS
 from tmem_host.bench.runner import Arm, BenchContext, bench
-from tmem_host.bench.swap_arms import DIRECT, Device, arm_of, choose, devices
+from tmem_host.bench.swap_arms import DIRECT, Device, arm_of, choose, devices, together
 from tmem_host.bench.swap_stage import Stage, StageSpec
 from tmem_host.bench.swap_turns import Turns
 from tmem_host.config import MIB, PAGE_SIZE
@@ -129,6 +129,7 @@ async def run(ctx: BenchContext) -> None:
             ctx.fail(reason, arm)
         else:
             possible[name] = table[name]
+    possible = together(possible)
     if not possible:
         return
     by_module = any(device.by_module for device in possible.values())
