@@ -79,8 +79,8 @@ def end(profile: Path, patience: float = 10.0) -> None:
         time.sleep(0.05)
 
 
-def look(driver: WebDriver, page: Path, width: int, scheme: str) -> None:
-    """Opens a file as a window of `width` pixels and a colour scheme show it."""
+def look(driver: WebDriver, address: str, width: int, scheme: str) -> None:
+    """Opens a page as a window of `width` pixels and a colour scheme show it."""
     # From an empty page on, so that nothing of the last look is left, in the logs neither.
     driver.get("about:blank")
     logged(driver)
@@ -88,7 +88,7 @@ def look(driver: WebDriver, page: Path, width: int, scheme: str) -> None:
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    driver.get(page.as_uri())
+    driver.get(address)
 
 
 def logged(driver: WebDriver) -> tuple[list[str], list[str]]:

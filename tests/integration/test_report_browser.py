@@ -41,7 +41,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
 def test_nothing_is_missing_clipped_or_hard_to_read(
     driver: WebDriver, page: Path, tmp_path: Path, width: int, scheme: str
 ) -> None:
-    browser.look(driver, page, width, scheme)
+    browser.look(driver, page.as_uri(), width, scheme)
     assert driver.execute_script("return document.documentElement.dataset.ready") == "yes"
     for part in ("verdict", *ORDER):
         browser.screenshots(driver, f"#{part}", tmp_path)
@@ -68,7 +68,7 @@ document.querySelector("#exit .question").style.color = "rgb(250, 240, 240)";
 
 
 def test_what_is_wrong_with_a_page_is_found(driver: WebDriver, page: Path) -> None:
-    browser.look(driver, page, 1280, "light")
+    browser.look(driver, page.as_uri(), 1280, "light")
     driver.execute_script(SPOILT)
     found = "\n".join(driver.execute_script(CHECKS))
     for complaint in (
@@ -84,7 +84,7 @@ def test_what_is_wrong_with_a_page_is_found(driver: WebDriver, page: Path) -> No
 
 
 def test_the_verdict_comes_first_and_every_plot_says_where_it_is_from(driver: WebDriver, page: Path) -> None:
-    browser.look(driver, page, 1280, "light")
+    browser.look(driver, page.as_uri(), 1280, "light")
     parts = driver.execute_script("return [...document.querySelectorAll('main > section')].map(s => s.id)")
     assert parts == ["verdict", *ORDER]
     claims = driver.execute_script("return [...document.querySelectorAll('#verdict [id]')].map(e => e.id)")
@@ -108,7 +108,7 @@ def test_no_browser_is_left_when_its_driver_dies(tmp_path: Path) -> None:
 
 
 def test_the_raw_samples_can_be_downloaded(driver: WebDriver, page: Path) -> None:
-    browser.look(driver, page, 1280, "light")
+    browser.look(driver, page.as_uri(), 1280, "light")
     links = driver.execute_script("return [...document.querySelectorAll('a[download]')].map(a => [a.download, a.href])")
     assert [name for name, _ in links] == [f"results-{bench}.json" for bench in ORDER]
     for (_, link), bench in zip(links, ORDER, strict=True):

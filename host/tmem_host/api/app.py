@@ -10,11 +10,12 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from tmem_host import __version__
-from tmem_host.api import agent, pools, runs, vms
+from tmem_host.api import agent, pools, runs, vms, web
 from tmem_host.api.problems import install
 from tmem_host.api.scoped import SCOPE_KEY, ScopedRoute
 from tmem_host.audit import FILE as AUDIT_FILE
 from tmem_host.audit import AuditLog
+from tmem_host.metrics import Requests
 from tmem_host.service import Service
 
 _SCHEME: Final = "token"
@@ -29,12 +30,15 @@ def make_app(service: Service) -> FastAPI:
     """The API of ``service``."""
     app = FastAPI(title="tmem agent", version=__version__, description=_ABOUT, docs_url=None, redoc_url=None)
     app.state.audit = AuditLog(service.config.state / AUDIT_FILE)
-    parts = (agent.router(service), vms.router(service), pools.router(service), runs.router(service.runs))
+    app.state.requests = requests = Requests()
+    metrics = agent.metrics_router(service, requests)
+    parts = (metrics, agent.router(service), vms.router(service), pools.router(service), runs.router(service.runs))
     for part in parts:
         # Not included: what is there is to be seen, for the description and for tests.
         app.router.routes.extend(part.routes)
     install(app)
     _describe(app)
+    web.install(app)
     return app
 
 

@@ -15,11 +15,16 @@ from starlette.types import Scope
 FOLDER: Final = Path(__file__).resolve().parents[1] / "web"
 
 #: Nothing from elsewhere, nothing inline, no frame around it: what a VM's name could carry stays text.
+_STRICT: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+#: Of the page that a report takes the place of: reports carry their style, script and pictures themselves.
+_REPORT: Final = (
+    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'unsafe-inline'; img-src 'self' data: blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 _HEADERS: Final = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     # Another agent version may serve the same address tomorrow.
@@ -31,6 +36,7 @@ class _Page(StaticFiles):
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)
         response.headers.update(Headers(_HEADERS))
+        response.headers["Content-Security-Policy"] = _REPORT if path == "report.html" else _STRICT
         return response
 
 

@@ -29,7 +29,8 @@ class RunCard {
     this.pill = element("span", { class: "pill" });
     this.cancel = element("button", { class: "small danger", onclick: () => this.end() }, "cancel");
     this.log = element("button", { class: "small", onclick: () => showLog(this.run) }, "log");
-    this.report = element("button", { class: "small", onclick: () => this.open() }, "report");
+    // Opened by this page, so that the token of this tab goes with it.
+    this.report = element("button", { class: "small", onclick: () => window.open(`report.html?run=${this.run.id}`) }, "report");
     this.bar = element("i", { class: "done" });
     this.meter = element("div", { class: "meter thin", role: "progressbar", "aria-valuemin": 0, "aria-valuemax": 100 }, this.bar);
     this.words = element("p");
@@ -45,21 +46,6 @@ class RunCard {
       await again();
     } catch (error) {
       this.cancel.disabled = false;
-      say(error);
-    }
-  }
-
-  /** The report as a page of its own: fetched here, as a link cannot carry a token. */
-  async open() {
-    const page = window.open("", "_blank");
-    try {
-      const made = new Blob([await text(`/v1/runs/${this.run.id}/report`)], { type: "text/html" });
-      const address = URL.createObjectURL(made);
-      if (page) page.location = address;
-      else location.assign(address);
-      setTimeout(() => URL.revokeObjectURL(address), 60000);
-    } catch (error) {
-      page?.close();
       say(error);
     }
   }
