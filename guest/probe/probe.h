@@ -41,6 +41,7 @@ struct channel {
 	void *own;
 	uint32_t pools[3];	/* by page size: 4K, 64K, 2M */
 	uint32_t held[LANES][3][256]; /* which page of the corpus lies where */
+	bool filled[LANES][3];	/* all of those are there */
 };
 
 struct lane {
