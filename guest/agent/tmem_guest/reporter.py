@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pages port while no module has it: the host's SYNC is answered, and reports go out as control frames."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +23,14 @@ class Reporter:
         self._thread.start()
 
     def _run(self) -> None:
+        # The port may be taken away, as any device may.
+        with contextlib.suppress(OSError):
+            try:
+                self._serve()
+            finally:
+                self._port.close()
+
+    def _serve(self) -> None:
         due = time.monotonic()
         while True:
             left = due - time.monotonic()

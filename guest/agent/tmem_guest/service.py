@@ -221,7 +221,11 @@ class Service:
         return True
 
     def _serve(self, port: Port) -> None:
-        server.serve(port)
+        try:
+            server.serve(port)
+        except OSError as error:
+            self._say(f"requests: none any more: {port.path}: {error.strerror}")
+            return
         self.shutdown = True
         self._stop.set()
 
