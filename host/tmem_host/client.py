@@ -79,7 +79,7 @@ class AgentClient:
 
     def metrics(self) -> str:
         """As Prometheus reads them."""
-        return self._request("GET", "/metrics").decode()
+        return self._request("GET", "/metrics", base="").decode()
 
     # -- VMs ----------------------------------------------------------------------------------------------------
 
@@ -194,7 +194,7 @@ class AgentClient:
     def follow_run(self, number: int, after: int = 0) -> Iterator[tuple[int, str, dict[str, Any]]]:
         """Events behind the number ``after``, as they come, up to the run's end: number, kind, data."""
         headers = {"Last-Event-ID": str(after)} if after else {}
-        with self._answer("GET", f"/runs/{number}/events", headers=headers) as response:
+        with self._answer("GET", f"/v1/runs/{number}/events", headers=headers) as response:
             seq, kind = after, ""
             for raw in response:
                 field, _, value = raw.decode("utf-8", "replace").rstrip("\n").partition(": ")
@@ -227,10 +227,16 @@ class AgentClient:
             ) from error
 
     def _request(
-        self, method: str, path: str, body: dict[str, Any] | None = None, headers: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
+        *,
+        base: str = "/v1",
     ) -> bytes:
         """The content of a good answer; else the error that the agent reports."""
-        with self._answer(method, path, body, headers) as response:
+        with self._answer(method, f"{base}{path}", body, headers) as response:
             return response.read()
 
     @contextlib.contextmanager
@@ -243,7 +249,7 @@ class AgentClient:
             every["Content-Type"] = "application/json"
         connection = self.door.connection()
         try:
-            connection.request(method, f"/v1{path}", None if body is None else json.dumps(body), every)
+            connection.request(method, path, None if body is None else json.dumps(body), every)
             response = connection.getresponse()
             if response.status >= 300:
                 raise self._problem(response.status, response.read())

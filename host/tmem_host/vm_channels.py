@@ -87,7 +87,7 @@ class VmChannels:
         """What went through each channel, in the order of ``entry``."""
         found = []
         for kind in entry.channels:
-            stats = self._stats(kind)
+            stats = self.stats(kind)
             found.append(
                 ChannelSummary(
                     kind=kind,
@@ -105,7 +105,7 @@ class VmChannels:
         kind = kind or entry.channels[0]
         if kind not in entry.channels:
             raise NotFound(f"VM {entry.name} has no channel {kind}", f"it has {' and '.join(entry.channels)}")
-        stats = self._stats(kind)
+        stats = self.stats(kind)
         return ChannelInfo(
             kind=kind,
             socket=str(self._config.vm_socket(entry.name, kind)),
@@ -115,7 +115,8 @@ class VmChannels:
             counters=stats,
         )
 
-    def _stats(self, kind: ChannelKind) -> dict[str, Any]:
+    def stats(self, kind: ChannelKind) -> dict[str, Any]:
+        """All that a channel counts, and its ``state``; nothing when it does not listen."""
         server = self._servers.get(kind)
         if server is None:
             return {}

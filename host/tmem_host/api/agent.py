@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Any
 
-from tmem_host.api.scoped import scoped_router
+from fastapi import APIRouter, Response
+
+from tmem_host.api.problems import answers
+from tmem_host.api.scoped import ScopedRoute, scoped_router
+from tmem_host.metrics import CONTENT_TYPE, Requests, render
 from tmem_host.models import Health, HostInfo, StoreInfo, TierList
 from tmem_host.service import Service
 
@@ -35,3 +39,16 @@ def router(service: Service) -> APIRouter:
         return service.tiers()
 
     return agent
+
+
+def metrics_router(service: Service, requests: Requests) -> APIRouter:
+    """The route that Prometheus scrapes, where it looks for it."""
+    router = APIRouter(tags=["agent"], route_class=ScopedRoute, responses=answers(401, 403, 413, 422, 429))
+    content: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+    @router.get("/metrics", response_class=Response, responses=content)
+    def metrics() -> Response:
+        """What the agent counts, for Prometheus."""
+        return Response(render(service.measured()) + requests.text(), media_type=CONTENT_TYPE)
+
+    return router

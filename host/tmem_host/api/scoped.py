@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -22,6 +23,7 @@ from starlette.exceptions import HTTPException
 from tmem_host.api.problems import answers
 from tmem_host.audit import AuditLog
 from tmem_host.errors import Denied, InvalidInput, TmemError, Unauthorised
+from tmem_host.metrics import Requests
 from tmem_host.tokens import SCOPES, Scope
 
 log = logging.getLogger(__name__)
@@ -75,13 +77,15 @@ class ScopedRoute(APIRoute):
         handle = super().get_route_handler()
         needs = self.needs
         changes = needs != "read"
-        name = self.name
+        name, path = self.name, self.path
 
         async def checked(request: Request) -> Response:
             caller: Caller | None = request.scope[CALLER_KEY]
             who = "nobody" if caller is None else caller.name
             audit: AuditLog | None = request.app.state.audit if changes else None
+            requests: Requests = request.app.state.requests
             status, body = 500, b""
+            began = time.monotonic()
             try:
                 if caller is None:
                     raise Unauthorised("this needs a token", "make one with 'tmem token add' on the agent's host")
@@ -108,6 +112,7 @@ class ScopedRoute(APIRoute):
                 status = InvalidInput.status
                 raise
             finally:
+                requests.answered(request.method, path, status, time.monotonic() - began)
                 if audit is not None:
                     audit.record(who, request.method, request.url.path, name, status, _told(body))
             return response

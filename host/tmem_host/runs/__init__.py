@@ -153,6 +153,11 @@ class Runs:
         except FileNotFoundError:
             return b""
 
+    def counts(self) -> dict[str, int]:
+        """How many wait, and how many are under way."""
+        history = self._open()
+        return {"queued": len(history.in_state("queued")), "running": len(history.in_state("running", "cancelling"))}
+
     async def follow(self, number: int, after: int = 0) -> AsyncIterator[RunEvent | None]:
         """Its events behind the number ``after``, as they come, up to its end or the agent's; None: time passes."""
         history = await asyncio.to_thread(self._open)

@@ -16,10 +16,12 @@ Calls may come from several threads.  Changes are made one at a time; reading wa
 from __future__ import annotations
 
 import logging
+from collections import Counter
 
 from tmem_host import state as states
 from tmem_host.config import AgentConfig
 from tmem_host.core import Store, core_errors
+from tmem_host.metrics import Measured
 from tmem_host.runs import Runs
 from tmem_host.service.machines import Machines
 from tmem_host.service.pools import Pools
@@ -35,6 +37,20 @@ class Service(Pools):
         super().__init__(config, store, state)
         self.machines = Machines(self)
         self.runs = Runs(config.runs)
+
+    def measured(self) -> Measured:
+        """Everything that is counted, at about one moment."""
+        states = Counter(info.state for info in self.guests.values())
+        return Measured(
+            store=self._store.stats(),
+            recovery=self.recovery,
+            vms=self._store.vms(),
+            pools=self._store.pools(),
+            channels=self.channel_stats(),
+            guests=self.guest_reports(),
+            runs=self.runs.counts(),
+            machines={state: states[state] for state in ("starting", "running", "stopping", "failed")},
+        )
 
     def close(self) -> None:
         """Ends runs, channels and store in good order.  Pages stay in the arena, VMs in the state."""

@@ -80,6 +80,20 @@ class Vms(Ground):
         """The latest that the guest said of itself over its channel serial, if it did since the agent runs."""
         return self._channels_of(self.entry(name)).report
 
+    def channel_stats(self) -> list[tuple[str, str, dict[str, Any]]]:
+        """What every channel counts: VM, kind, and the counters with ``state``."""
+        found: list[tuple[str, str, dict[str, Any]]] = []
+        for name, channels in list(self._channels.items()):
+            entry = self._state.vms.get(name)
+            if entry is not None:
+                found += [(name, kind, channels.stats(kind)) for kind in entry.channels]
+        return found
+
+    def guest_reports(self) -> dict[str, GuestReport]:
+        """The latest that guests said of themselves, by VM."""
+        found = {name: channels.report for name, channels in list(self._channels.items())}
+        return {name: report for name, report in found.items() if report is not None}
+
     # -- changing -----------------------------------------------------------------------------------------------
 
     def create_vm(self, wanted: VmCreate) -> VmInfo:
