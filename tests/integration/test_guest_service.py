@@ -4,19 +4,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from framework.vm import DAEMON_SERIAL, running_vm, storage_daemon
-from tmem_host.channel.serial import SerialPort
+from framework.agents import AgentFactory
+from framework.vm import running_vm
+from tmem_host.client import AgentClient
 from tmem_host.config import MIB
-from tmem_host.core import Engine, Store
+from tmem_host.errors import NotFound
+from tmem_host.models import ChannelKind, GuestReport, VmCreate
 from tmem_host.vm.console import complaints
 from tmem_host.vm.direct import DirectVm
 from tmem_host.vm.images import KernelImage, guest_image
@@ -33,40 +36,38 @@ SWAP_MIB = 256
 
 @dataclass
 class Host:
-    """A guest, and what it said on its pages port."""
+    """A guest, and the agent that serves it: as an operator has them."""
 
     vm: DirectVm
-    heard: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)
+    client: AgentClient
 
-    async def report_where(self, name: str, least: float) -> dict[str, Any]:
-        """The first report from now on in which a number has grown so far."""
+    async def report_where(self, name: str, least: float) -> GuestReport:
+        """The guest's report once a number in it has grown so far."""
         async with asyncio.timeout(60):
             while True:
-                report = await self.heard.get()
-                if report.get(name, 0) >= least:
-                    return report
+                with contextlib.suppress(NotFound):  # it said nothing yet
+                    report = await asyncio.to_thread(self.client.guest, "guest")
+                    if (report.model_dump() | report.counters).get(name, 0) >= least:
+                        return report
+                await asyncio.sleep(0.1)
 
 
 @asynccontextmanager
 async def host_of(
-    image: KernelImage, folder: Path, arena: Path, request: pytest.FixtureRequest, **spec: Any
+    image: KernelImage, folder: Path, make_agent: AgentFactory, request: pytest.FixtureRequest, *channels: ChannelKind
 ) -> AsyncIterator[Host]:
-    store = Store(str(arena), limit_bytes=2 * SWAP_MIB * MIB)
-    try:
-        store.vm_create("guest")
-        wanted = VmSpec("guest", image, MEMORY_MIB, workdir=folder / "vm", pages_port=True, **spec)
-        async with running_vm(wanted, request) as vm:
-            host = Host(vm)
-            port = SerialPort(Engine(store, "guest"), "guest", vm.pages_socket, host.heard.put_nowait)
-            await port.open()
-            try:
-                yield host
-                assert port.stats()["control_refused"] == 0
-            finally:
-                await port.close()
-        assert complaints(vm.console_log.read_text(errors="replace")) == []
-    finally:
-        store.close()
+    agent = make_agent(limit="1G")
+    await asyncio.to_thread(agent.start)
+    size = SWAP_MIB * MIB if "blk" in channels else None
+    made = await asyncio.to_thread(
+        agent.client.create_vm, VmCreate(name="guest", size_bytes=size, channels=channels, queues=1)
+    )
+    sockets = {channel.kind: Path(channel.socket) for channel in made.channels}
+    disks = (VhostUserBlk(sockets["blk"], queues=1),) if "blk" in channels else ()
+    spec = VmSpec("guest", image, MEMORY_MIB, disks=disks, workdir=folder / "vm", pages_port=sockets["serial"])
+    async with running_vm(spec, request) as vm:
+        yield Host(vm, agent.client)
+    assert complaints(vm.console_log.read_text(errors="replace")) == []
 
 
 class Service:
@@ -102,15 +103,12 @@ async def probe(vm: DirectVm, settings: str) -> dict[str, Any]:
     return found
 
 
-async def test_a_stock_guest(tmp_path: Path, arena: Path, request: pytest.FixtureRequest) -> None:
-    settings = f'serial = "{DAEMON_SERIAL}"\nreport_seconds = 1\n'
-    async with (
-        storage_daemon(tmp_path, tmp_path / "disk.img", SWAP_MIB * MIB) as daemon,
-        host_of(guest_image("6.1"), tmp_path, arena, request, disks=(VhostUserBlk(daemon.socket),)) as host,
-    ):
+async def test_a_stock_guest(tmp_path: Path, make_agent: AgentFactory, request: pytest.FixtureRequest) -> None:
+    settings = 'serial = "guest"\nreport_seconds = 1\n'
+    async with host_of(guest_image("6.1"), tmp_path, make_agent, request, "blk", "serial") as host:
         agent = host.vm.agent
         before = await probe(host.vm, settings)
-        assert [disk["state"] for disk in before["disks"] if disk["serial"] == DAEMON_SERIAL] == ["blank"]
+        assert [disk["state"] for disk in before["disks"] if disk["serial"] == "guest"] == ["blank"]
         assert before["would_use"] == "virtio-blk over vhost-user-blk, /dev/vdb"
         assert not before["virtio_tmem"]
         assert before["pages_port"]
@@ -125,11 +123,12 @@ async def test_a_stock_guest(tmp_path: Path, arena: Path, request: pytest.Fixtur
         assert "somebody else has the port open" in service.said("requests:")
 
         report = await host.report_where("uptime_seconds", 1)
-        assert report["op"] == "report"
-        assert report["mem_total"] > report["mem_available"] > 0
-        assert report["swap_total"] == SWAP_MIB * MIB - 4096
+        assert report.mem_total is not None
+        assert report.mem_available is not None
+        assert report.mem_total > report.mem_available > 0
+        assert report.swap_total == SWAP_MIB * MIB - 4096
         assert (await agent.hog(HOG_MIB)).bad == 0
-        assert (await host.report_where("pswpin", 1000))["pswpout"] > 1000
+        assert (await host.report_where("pswpin", 1000)).pswpout
 
         status, lines = await agent.command("run")
         assert status == 4
@@ -139,22 +138,20 @@ async def test_a_stock_guest(tmp_path: Path, arena: Path, request: pytest.Fixtur
         status, _lines = await service.ended
         assert status == 0
         assert service.said("swap: /dev/vdb is off")
-        assert (await probe(host.vm, settings))["page_cluster"] == 3
         assert (await agent.meminfo())["swaps"] == {}
 
-        # Once more: it finds its own header there, and gives up for nobody's data.
-        assert [disk["state"] for disk in (await probe(host.vm, settings))["disks"]][-1] in ("formatted", "blank")
-        assert (await agent.io(DAEMON_SERIAL, "write", offset=1 << 20, size=1 << 20, seed=3))["bad_blocks"] == 0
-        assert (await agent.io(DAEMON_SERIAL, "write", offset=0, size=65536, seed=4))["bad_blocks"] == 0
-        assert "holds data" in (await probe(host.vm, settings))["not_used"][-2]
-        status, lines = await agent.command("off")
-        assert (status, lines) == (0, ["tmem-guest: nothing is on"])
+        # Nobody's data is given up for swap.
+        assert (await agent.io("guest", "write", offset=0, size=65536, seed=4))["bad_blocks"] == 0
+        assert "holds data" in (after := await probe(host.vm, settings))["not_used"][-2]
+        assert after["page_cluster"] == 3
 
 
-async def test_a_guest_that_lends_its_port(tmp_path: Path, arena: Path, request: pytest.FixtureRequest) -> None:
+async def test_a_guest_that_lends_its_port(
+    tmp_path: Path, make_agent: AgentFactory, request: pytest.FixtureRequest
+) -> None:
     settings = f"report_seconds = 1\nsize_mib = {SWAP_MIB}\n"
     image = with_module(guest_image("6.1"), guest_module("6.1"))
-    async with host_of(image, tmp_path, arena, request) as host:
+    async with host_of(image, tmp_path, make_agent, request, "serial") as host:
         agent = host.vm.agent
         assert (await probe(host.vm, settings))["would_use"] == "swap-disk over virtio-serial, /dev/tmem0"
         service = Service(host.vm, settings)
@@ -166,12 +163,12 @@ async def test_a_guest_that_lends_its_port(tmp_path: Path, arena: Path, request:
         hog = asyncio.create_task(agent.hog(HOG_MIB))
         try:
             # Between two pages, while there are many.
-            report = await host.report_where("blkdev_puts_done", 1000)
-            assert report["blkdev_puts"] >= report["blkdev_puts_done"]
+            counters = (await host.report_where("blkdev_puts_done", 1000)).counters
+            assert counters["blkdev_puts"] >= counters["blkdev_puts_done"]
             assert (await hog).bad == 0
         finally:
             hog.cancel()
-        assert (await host.report_where("blkdev_hits", 1000))["blkdev_lost"] == 0
+        assert (await host.report_where("blkdev_hits", 1000)).counters["blkdev_lost"] == 0
 
         assert (await agent.command("off"))[0] == 0
         assert (await service.ended)[0] == 0
