@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx
@@ -10,6 +11,7 @@ import pytest
 from fastapi import FastAPI
 
 from framework.api import WEB, problem
+from tmem_host.models import VmList
 from tmem_host.service import Service
 
 MIB = 1 << 20
@@ -121,3 +123,29 @@ async def test_openapi_describes_problems(app: FastAPI) -> None:
     routes = app.openapi()["paths"]
     assert set(routes["/v1/vms"]) == {"get", "post"}
     assert "application/problem+json" in routes["/v1/vms"]["post"]["responses"]["507"]["content"]
+
+
+async def test_who_polls_sees_changes_at_once_and_one_answer_serves_many(
+    api: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    plain = Service.list_vms
+
+    def counted(self: Service, *, after: str = "", limit: int | None = None) -> VmList:
+        made.append(after)
+        return plain(self, after=after, limit=limit)
+
+    monkeypatch.setattr(Service, "list_vms", counted)
+    for number in range(5):
+        await api.post("/vms", json={**WEB, "name": f"vm{number}", "reservation": 0})
+        answers = await asyncio.gather(*(api.get("/vms") for _ in range(20)))
+        assert {len(answer.json()["vms"]) for answer in answers} == {number + 1}
+    assert 5 <= len(made) < 100
+    await api.delete("/vms/vm0")
+    assert [vm["name"] for vm in (await api.get("/vms")).json()["vms"]] == ["vm1", "vm2", "vm3", "vm4"]
+    # An answer that could not be made is nobody's but theirs who asked.
+    monkeypatch.setattr(Service, "list_vms", lambda *_args, **_more: 1 / 0)
+    await api.post("/vms/vm1/freeze")
+    problem(await api.get("/vms"), 500, "tmem-error")
+    monkeypatch.undo()
+    assert (await api.get("/vms")).json()["vms"][0]["frozen"] is True

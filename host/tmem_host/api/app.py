@@ -13,6 +13,7 @@ from tmem_host import __version__
 from tmem_host.api import agent, pools, runs, vms, web
 from tmem_host.api.problems import install
 from tmem_host.api.scoped import SCOPE_KEY, ScopedRoute
+from tmem_host.api.snapshot import Changes, Snapshots
 from tmem_host.audit import FILE as AUDIT_FILE
 from tmem_host.audit import AuditLog
 from tmem_host.metrics import Requests
@@ -31,6 +32,8 @@ def make_app(service: Service) -> FastAPI:
     app = FastAPI(title="tmem agent", version=__version__, description=_ABOUT, docs_url=None, redoc_url=None)
     app.state.audit = AuditLog(service.config.state / AUDIT_FILE)
     app.state.requests = requests = Requests()
+    app.state.changes = changes = Changes()
+    app.state.snapshots = Snapshots(changes)
     metrics = agent.metrics_router(service, requests)
     parts = (metrics, agent.router(service), vms.router(service), pools.router(service), runs.router(service.runs))
     for part in parts:

@@ -113,6 +113,8 @@ class ScopedRoute(APIRoute):
                 raise
             finally:
                 requests.answered(request.method, path, status, time.monotonic() - began)
+                if changes:
+                    request.app.state.changes.count += 1
                 if audit is not None:
                     audit.record(who, request.method, request.url.path, name, status, _told(body))
             return response

@@ -2,7 +2,7 @@
 //! What all channels have in common for Python: the polling policy, and their counters as a dict.
 
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyTuple};
 use tmem_channel::{ChannelState, ChannelStats, LATENCY_BUCKETS, PollPolicy, QueueState, QueueStats};
 
 /// The policy for a bound in microseconds; 0 is sleeping at once.
@@ -45,13 +45,21 @@ pub fn stats_dict<'py>(py: Python<'py>, s: &ChannelStats) -> PyResult<Bound<'py,
     d.set_item("direct_pages", sum(|q| q.direct_pages))?;
     d.set_item("bounced_pages", sum(|q| q.bounced_pages))?;
     let (requests, bytes, latency) = (PyDict::new(py), PyDict::new(py), PyDict::new(py));
+    // One object for all operations that nothing was asked of: most are, in most channels.
+    let bounds = PyTuple::new(py, (0..LATENCY_BUCKETS).map(|b| 1u64 << b))?;
+    let nothing = PyTuple::new(py, [0u64; LATENCY_BUCKETS])?;
     for (op, name) in s.names.ops.iter().enumerate() {
-        requests.set_item(name, s.requests(op))?;
+        let asked = s.requests(op);
+        requests.set_item(name, asked)?;
         bytes.set_item(name, s.bytes(op))?;
         let bucket = |b: usize| s.queues.iter().filter_map(|q| q.latency.get(op)).map(|l| l[b]).sum::<u64>();
         let h = PyDict::new(py);
-        h.set_item("bucket_ns", (0..LATENCY_BUCKETS).map(|b| 1u64 << b).collect::<Vec<_>>())?;
-        h.set_item("count", (0..LATENCY_BUCKETS).map(bucket).collect::<Vec<_>>())?;
+        h.set_item("bucket_ns", &bounds)?;
+        if asked == 0 {
+            h.set_item("count", &nothing)?;
+        } else {
+            h.set_item("count", PyTuple::new(py, (0..LATENCY_BUCKETS).map(bucket))?)?;
+        }
         h.set_item("sum_ns", s.latency_ns(op))?;
         latency.set_item(name, h)?;
     }
