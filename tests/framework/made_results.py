@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from framework import made_channels
 from tmem_host.bench.results import Failure, Record, Results, Scalar
 
 Better = Literal["lower", "higher"] | None
@@ -197,6 +198,10 @@ def exit_results(*, seed: int = 1, rounds: int = ROUNDS, slower: float = 1.0) ->
             reason="a hypercall does not come back here: /dev/kvm is not the processor's",
         )
     )
+    for kind in ("bare", "pio"):
+        arm(f"{kind}+exchange", kind, "exchange", WORKS["put"] + WORKS["get"] - 300.0)
+        # an exit each
+        arm(f"{kind}+put+get", kind, "put+get", WORKS["put"] + WORKS["get"] + KINDS[kind][1] * slower)
     return m.done()
 
 
@@ -297,6 +302,8 @@ def channel_results(*, seed: int = 1, rounds: int = ROUNDS) -> Results:
                 m.each("throughput", "pages/s", 1e9 * depth / (cost * (0.6 + 0.4 * depth)), "higher", **labels)
                 m.each("server_cpu", "ns", cost * 0.4, **labels)
         m.latency("request_latency", cost, arm=arm, op="read", depth=1, client="libblkio-event")
+    made_channels.add_guest(m)
+    made_channels.add_own(m)
     return m.done()
 
 
@@ -319,6 +326,7 @@ def store_results(*, seed: int = 1, rounds: int = ROUNDS) -> Results:
                 m.each(
                     "throughput", "pages/s", 3e5 * threads, "higher", arm=arm, op=op, threads=threads, part="threads"
                 )
+    made_channels.add_units(m)
     return m.done()
 
 

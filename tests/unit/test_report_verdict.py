@@ -8,7 +8,7 @@ from html import escape
 
 import pytest
 
-from framework.made_results import all_results, exit_results, store_results
+from framework.made_results import all_results, channel_results, exit_results, store_results
 from tmem_host.report.page import ORDER, render
 from tmem_host.report.verdict import Decision, Figure, Hypothesis, Judged, Outcome, evaluate
 from tmem_host.report.verdict_html import SHOWN, verdict_part
@@ -71,7 +71,7 @@ def test_the_page_has_the_verdict_then_the_benches_from_exit_to_guest() -> None:
 
 
 def test_claims_that_one_bench_cannot_decide_are_folded_away() -> None:
-    assert '<details class="undecided"><summary>Not decidable here, and why (20)' in render([store_results()])
+    assert '<details class="undecided"><summary>Not decidable here, and why (20)' in render([channel_results()])
 
 
 @pytest.mark.parametrize("count", [1, 2])
