@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tmem_host.bench import channel_clients, comparators, store_pages
+from tmem_host.bench import channel_clients, channel_guest, channel_tmem, comparators, store_pages
 from tmem_host.bench.channel_backends import tmem_process
 from tmem_host.bench.channel_scratch import SHARED_MEMORY, remove_left_over
 from tmem_host.bench.comparators_process import cpu_ns
@@ -50,24 +50,60 @@ def mine() -> set[str]:
 
 def test_all_quick_arms_have_figures(tree: comparators.Tree, tmp_path: Path) -> None:
     before = mine()
-    done = subprocess.run(bench(tmp_path, *TINY, *SYNTHETIC), capture_output=True, text=True, timeout=300, check=False)
+    arms = "tmem-lz4-event,tmem-lz4-poll,qsd-null,qsd-tmpfs,qsd-tmpfs-native"
+    own = channel_tmem.chosen([])
+    argv = bench(tmp_path, *TINY, *SYNTHETIC, "--arms", ",".join([arms, *own]))
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     results = Results.read(tmp_path)
     assert results.complete
     assert not results.failures
-    assert set(results.arms()) >= {"tmem-lz4-event", "tmem-lz4-poll", "qsd-null", "qsd-tmpfs", "qsd-tmpfs-native"}
-    own = {"vhost-user-tmem-event", "vhost-user-tmem-poll"}
-    for arm in set(results.arms()) - own - {"harness"}:
+    assert set(results.arms()) >= {*arms.split(","), *own}
+    for arm in arms.split(","):
         for op in ("read", "write"):
             assert results.find("throughput", arm=arm, op=op, client="qemu-img", depth=32)
     for arm in own:
         for op in ("put", "get"):
             for batch in (1, 8, 128):
                 assert results.find("tmem_request", arm=arm, op=op, client="own", batch=batch)
+        for size in channel_tmem.SIZES:
+            for op in ("exchange", "put+get", "read", "write", "flush"):
+                assert results.find("tmem_request", arm=arm, op=op, page_bytes=size)
     assert results.find("request_latency", arm="tmem-lz4-poll", client="libblkio-event", op="write", depth=1)
     assert results.find("server_cpu", arm="qsd-tmpfs")
     assert results.find("against_qsd_tmpfs", arm="tmem-lz4-poll")
     assert (tmp_path / "report.html").is_file()
+    assert mine() == before
+
+
+@pytest.mark.vm
+def test_every_channel_from_inside_a_guest(tmp_path: Path) -> None:
+    before = mine()
+    ways = channel_guest.WAYS
+    few = ["--rounds", "1", "--set", "guest_samples=5"]
+    argv = bench(tmp_path, *few, *SYNTHETIC, "--arms", ",".join(ways))
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    results = Results.read(tmp_path)
+    assert results.complete
+    assert not results.failures
+    accelerator = results.properties.configuration["guest_accelerator"]
+    for arm, way in ways.items():
+        for point in channel_guest.points(way, [1, 8, 128]):
+            metric = "guest_request" if point.every == 1 else "guest_together"
+            [record] = results.find(metric, arm=arm, accelerator=str(accelerator), **point.labels())
+            assert all(ns > 0 for ns in record.samples)
+            assert {"channel", "wait"} <= record.dimensions.keys()
+    copied: dict[str, float] = {}
+    for record in results.find("bytes_copied"):
+        channel = str(record.dimensions["channel"])
+        copied[channel] = copied.get(channel, 0) + record.samples[0]
+    assert copied == {
+        **dict.fromkeys(("virtio-tmem", "vhost-user-tmem", "vhost-user-blk"), 0.0),
+        "virtio-serial": 4 * 4096.0,
+        "ivshmem": 4096.0,
+    }
+    assert ("nothing here is about exits" in " ".join(done.stdout.split())) == bool(results.find("guest_request"))
     assert mine() == before
 
 

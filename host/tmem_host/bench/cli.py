@@ -47,7 +47,7 @@ def store() -> None:
 
 @bench_command(app, epilog="Example: tmem bench channel --quick --set depths=1,32")
 def channel() -> None:
-    """vhost-user-blk by queue depth, against qemu-storage-daemon, with a client that is not ours."""
+    """vhost-user-blk by queue depth against qemu-storage-daemon; every operation by channel, inside a guest and without."""
 
 
 @bench_command(app, epilog="Example: tmem bench swap --quick --kernel 6.12 --factor 2")
@@ -72,6 +72,15 @@ def density(
     disk_dir: DiskDir = None,
 ) -> None:
     """1 to 1000 micro-VMs at once: through the store and to a disk file, cost and fairness by their number."""
+
+
+@bench_command(app, epilog="Example: tmem bench api --quick --vms 200 --clients 50")
+def api(
+    vms: Annotated[int | None, typer.Option(min=1, max=500, help="VMs of the agent.")] = None,
+    clients: Annotated[int | None, typer.Option(min=1, max=500, help="Clients that look once a second.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Length of each turn.")] = None,
+) -> None:
+    """The agent's API under many VMs and many who look: the list of VMs, and a scrape of its metrics."""
 
 
 @app.command("all", epilog="Example: tmem bench all --quick --skip swap --set store.rounds=3 --out out/all")
