@@ -299,7 +299,8 @@ static int source_get(int number, struct cleancache_filekey key, pgoff_t index, 
 /* The head of the queue: a put, the flush of a file, or flushes of pages of one file system. */
 static u32 take_batch(struct entry **first)
 {
-	bool list = the_channel->features & TMEM_FEATURE_LIST;
+	u64 features = READ_ONCE(the_channel->features);
+	bool list = features & TMEM_FEATURE_LIST && features & TMEM_FEATURE_BATCH;
 	struct entry *entry;
 	u32 taken = 0;
 	int i;

@@ -83,15 +83,25 @@ void tmem_pool_flush_all(struct tmem_pool *pool)
 		schedule_flushes(pool);
 }
 
+/* What the host takes may be less after it was restarted. */
+static u32 batch_most(const struct tmem_pool *pool)
+{
+	return READ_ONCE(pool->channel->features) & TMEM_FEATURE_BATCH ? TMEM_BATCH_MAX : 1;
+}
+
+static bool takes_lists(const struct tmem_pool *pool)
+{
+	return READ_ONCE(pool->channel->features) & TMEM_FEATURE_LIST;
+}
+
 /*
  * Takes up to a batch of pending pages. `inflight` is set before `pending` is cleared, so a put
  * never finds neither; the put that came between cancelled the flush.
  */
 static u32 take_batch(struct tmem_pool *pool)
 {
-	u32 most = pool->channel->features & TMEM_FEATURE_BATCH ? TMEM_BATCH_MAX : 1;
-	bool list = pool->channel->features & TMEM_FEATURE_LIST;
-	u32 taken = 0;
+	u32 most = batch_most(pool), taken = 0;
+	bool list = takes_lists(pool);
 
 	while (taken < most) {
 		unsigned long index = find_next_bit(pool->pending, pool->count, pool->cursor);
@@ -135,12 +145,13 @@ static void release_batch(struct tmem_pool *pool, u32 taken, bool again)
 
 static int send_batch(struct tmem_pool *pool, u32 taken)
 {
+	bool run = pool->batch[taken - 1] - pool->batch[0] == taken - 1;
 	struct tmem_call call;
 	u64 start = ktime_get_ns();
 	u32 i;
 	int err;
 
-	if (pool->batch[taken - 1] - pool->batch[0] == taken - 1) {
+	if (run) {
 		tmem_call_page(&call, TMEM_OP_FLUSH_PAGE, pool, NULL, pool->batch[0], NULL);
 		call.request.count = cpu_to_le32(taken);
 	} else {
@@ -154,6 +165,10 @@ static int send_batch(struct tmem_pool *pool, u32 taken)
 		return err;
 	tmem_count_wait(pool->stats, TMEM_WAIT_FLUSH, ktime_get_ns() - start);
 	tmem_count(pool->stats, TMEM_N_FLUSH_REQUESTS);
+	/* HELLO was said anew on its way, to a host that takes no such batch */
+	if (tmem_call_status(&call) >= TMEM_BAD_OP &&
+	    (taken > batch_most(pool) || (!run && !takes_lists(pool))))
+		return -EMSGSIZE;
 	/*
 	 * a page that was not there is flushed, too; a request that was refused would be so again
 	 */
@@ -170,6 +185,7 @@ static void flush_work_function(struct work_struct *work)
 {
 	struct tmem_pool *pool = container_of(work, struct tmem_pool, work.work);
 	u32 taken;
+	int err;
 
 	pool->cursor = 0;
 	for (;;) {
@@ -183,12 +199,11 @@ static void flush_work_function(struct work_struct *work)
 			if (!taken)
 				break;
 		}
-		if (send_batch(pool, taken)) {
-			/* kept until the channel is up again: resume() */
-			release_batch(pool, taken, true);
+		err = send_batch(pool, taken);
+		release_batch(pool, taken, err);
+		/* kept until the channel is up again: resume() */
+		if (err && err != -EMSGSIZE)
 			return;
-		}
-		release_batch(pool, taken, false);
 		cond_resched();
 	}
 }
