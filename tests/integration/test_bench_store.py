@@ -61,6 +61,12 @@ def test_every_part_has_figures(tmp_path: Path) -> None:
     assert results.find("held_over_compressed", part="memory", stored_mib=8, state="filled")
     [recovery] = results.find("recovery", contents="small")
     assert recovery.dimensions["resident"] == 20000
+    if not any(failure.dimensions.get("part") == "units" for failure in results.failures):
+        for size in (4096, 64 << 10, 2 << 20):
+            [ratio] = results.find("compression_ratio", unit_bytes=size)
+            assert min(ratio.samples) > 1
+            for metric in ("put_page", "get_unit", "get_page", "get_range", "held_ratio"):
+                assert results.find(metric, unit_bytes=size, contents="files"), metric
     if len(os.sched_getaffinity(0)) > 1:
         assert results.find("throughput", arm="tmem-lz4", threads=2, op="put")
     assert (devices(), left()) == before

@@ -47,7 +47,7 @@ def store() -> None:
 
 @bench_command(app, epilog="Example: tmem bench channel --quick --set depths=1,32")
 def channel() -> None:
-    """vhost-user-blk by queue depth against qemu-storage-daemon; every operation by channel, inside a guest and without."""
+    """vhost-user-blk by depth against qemu-storage-daemon; operations by channel, inside a guest and without."""
 
 
 @bench_command(app, epilog="Example: tmem bench swap --quick --kernel 6.12 --factor 2")

@@ -120,7 +120,7 @@ async def _memory(ctx: BenchContext, plan: Plan, folder: Path) -> None:
 
 
 async def _units(ctx: BenchContext, plan: Plan, folder: Path) -> None:
-    kinds = store_units.contents(ctx)
+    kinds = store_units.contents(ctx, plan.kinds)
 
     async def one(arm: Arm, _index: int) -> None:
         await store_units.turn(ctx, arm, kinds, folder)

@@ -50,14 +50,15 @@ def arms() -> list[Arm]:
     return [Arm(f"unit-{name}", {"part": "units", "unit_bytes": size, "codec": "lz4"}) for name, size in SIZES.items()]
 
 
-def contents(ctx: BenchContext) -> dict[str, bytes]:
-    """8 MiB of each kind that can be had. What cannot is skipped, with the reason."""
-    found: dict[str, bytes] = {}
+def contents(ctx: BenchContext, kinds: list[str]) -> dict[str, bytes]:
+    """8 MiB of files, and of the corpus if it is among the run's kinds. Without files the part is skipped."""
     try:
-        found[FILES] = files()
-        found[store_pages.CORPUS] = store_pages.contents(store_pages.CORPUS, _BYTES // PAGE_SIZE, ctx.seed)
+        found = {FILES: files()}
     except TmemError as error:
         ctx.skip(str(error), part="units")
+        return {}
+    if store_pages.CORPUS in kinds:
+        found[store_pages.CORPUS] = store_pages.contents(store_pages.CORPUS, _BYTES // PAGE_SIZE, ctx.seed)
     return found
 
 
