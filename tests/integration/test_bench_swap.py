@@ -22,7 +22,9 @@ from tmem_host.config import cache_dir
 
 pytestmark = pytest.mark.vm
 
-ARMS = ("tmem-lz4", "tmem-zstd-poll", "disk-writeback", "null", "zram")
+STOCK = ("tmem-lz4", "tmem-zstd-poll", "disk-writeback", "null", "zram")
+BY_MODULE = ("swap-disk-vhost-user-tmem-poll", "swap-disk-virtio-tmem", "swap-disk-ivshmem")
+ARMS = (*STOCK, *BY_MODULE)
 #: Seconds for the whole command on a busy machine under TCG.
 PATIENCE = 600
 
@@ -62,6 +64,46 @@ def test_every_arm_has_figures_and_no_page_is_bad(finished: tuple[Path, object])
         assert len(found.find("fault_latency", arm=arm, phase="random")[0].samples) > 50
         assert found.find("host_cpu", arm=arm, process="qemu")[0].samples[0] > 0
         assert bool(found.find("run_time", arm=arm, phase="all")) == (arm != "null")
+
+
+def test_pages_went_through_the_module_by_its_channel(finished: tuple[Path, object]) -> None:
+    found = Results.read(finished[0])
+    for arm in BY_MODULE:
+        assert found.find("module_puts", arm=arm)[0].samples[0] > 3000
+        assert found.find("module_gets", arm=arm)[0].samples[0] > 3000
+        # The agent is at the other end of these alone.
+        served = arm not in ("swap-disk-virtio-tmem", "swap-disk-ivshmem")
+        assert bool(found.find("host_cpu", arm=arm, process="agent")[0].samples[0]) == served
+    for arm in STOCK:
+        assert found.find("module_puts", arm=arm) == []
+    # main, the inline device's, and null's.
+    guests = found.properties.guest["available_bytes_by_guest"]
+    assert isinstance(guests, dict)
+    sizes = [float(size or 0) for size in guests.values()]
+    assert len(sizes) == 3
+    assert max(sizes) < 1.03 * min(sizes)
+
+
+def test_frontswap_and_virtio_serial_on_the_oldest_kernel(tmp_path: Path) -> None:
+    """A small hog: a page takes a quarter of a millisecond over virtio-serial under TCG."""
+    arms = "frontswap-virtio-tmem,swap-disk-virtio-serial"
+    argv = command(tmp_path, "--arms", arms, "--set", "kernel=5.10", "--set", "factor=1.1")
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, done.stderr + done.stdout
+    found = Results.read(tmp_path)
+    for arm in arms.split(","):
+        assert found.find("module_puts", arm=arm)[0].samples[0] > 1000
+        # Frontswap's pages reach no device that the kernel counts.
+        swapped = found.find("pages_out", arm=arm, phase="sequential")[0].samples[0] > 0
+        assert swapped == (arm == "swap-disk-virtio-serial")
+
+
+def test_an_arm_that_the_kernel_cannot_have_says_why(tmp_path: Path) -> None:
+    argv = command(tmp_path, "--arms", "frontswap-virtio-tmem")
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, done.stderr + done.stdout
+    [skipped] = Results.read(tmp_path).failures
+    assert (skipped.kind, "no module can register" in skipped.reason) == ("skipped", True)
 
 
 def test_pages_are_compressed_where_they_should_be_and_given_back(finished: tuple[Path, object]) -> None:

@@ -109,7 +109,7 @@ class Plan:
             accel=accel,  # type: ignore[arg-type]
             disk_dir=Path(ctx.option("disk_dir", str(ctx.out))),
             seconds=ctx.option("seconds", 3600.0, 200.0),
-            turn_seconds=ctx.option("turn_seconds", 600.0, 90.0),
+            turn_seconds=ctx.option("turn_seconds", 600.0, 240.0),
         )
 
 

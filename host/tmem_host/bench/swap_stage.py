@@ -3,8 +3,8 @@
 
 The stock disks, zram and every channel that a guest can have beside others are devices of one guest, `main`, which
 loads tmem.ko for a turn and unloads it after. The module drives the first virtio device of its kind, so each way of
-virtio-tmem has a guest of its own; so has each frontswap, which never lets go, and the null device, which would lose the
-module. Those guests have stand-ins for the devices of `main` that they cannot share: disks cost a guest memory, and
+virtio-tmem has a guest of its own; so has each frontswap, which never lets go, and the null device, which would lose
+the module. Those guests have stand-ins for the devices of `main` that they cannot share: disks cost a guest memory, and
 interrupts. All are booted at the start, and those that wait are stopped by their monitor: they use no CPU, and their
 clock stands.
 """
