@@ -110,13 +110,14 @@ class _Rows:
 
 
 def bars(rows: Sequence[Bar], unit: str, width: int, title: str, description: str) -> str:
-    """Horizontal bars from zero, one row each."""
+    """Horizontal bars from zero, one row each; the axis begins below it where a round or an interval does."""
     where = _Rows.of([r.label for r in rows], [r.note for r in rows], width)
     canvas, thick, top = where.canvas, 14.0 if width < 600 else 18.0, 8.0
     pitch = where.caption + thick + (9.0 if canvas.narrow else 12.0)
     bottom = top + pitch * len(rows)
     peak = max(max(sum(s.value for s in r.segments), r.high or 0, r.goal or 0, *r.dots, 0.0) for r in rows) or 1.0
-    axis = linear_axis(0.0, peak, where.gutter, where.right, unit, 4 if canvas.narrow else 7)
+    least = min(min(r.low or 0, *r.dots, 0.0) for r in rows)
+    axis = linear_axis(least, peak, where.gutter, where.right, unit, 4 if canvas.narrow else 7)
     where.grid(axis, top, bottom)
     for i, row in enumerate(rows):
         y = top + pitch * i + (where.caption if canvas.narrow else (pitch - thick) / 2)
