@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The box: the Debian tree, the guest's agent, the hog and a key to log in with, as a disk that Vagrant can take.
+"""The box: the Debian tree, the guest's agent and workloads, and a key to log in with, as a disk that Vagrant can take.
 
 It holds no kernel. A machine is started with one of the guests' (:mod:`tmem_host.vm.boxbuild.kernel`), so that another
 kernel needs no other box.
@@ -50,7 +50,7 @@ def box_key(folder: Path) -> str:
     origin = images.sources()
     digest = hashlib.sha256(f"{_BUILDER} {DISK_GIB} {base.base_key(folder)} {' '.join(build.HOG_FLAGS)}".encode())
     files = sorted(path for path in (folder / "files").rglob("*") if path.is_file())
-    for path in [*files, origin.hog, *sorted(origin.agent.glob("*.py"))]:
+    for path in [*files, *origin.files()]:
         content = path.read_bytes()
         digest.update(f"\0{path.name} {path.stat().st_mode & 0o111}\0{len(content)}\0".encode() + content)
     digest.update(_public_key().encode())
@@ -86,8 +86,10 @@ def _lay_over(folder: Path, over: Path) -> None:
     (over / "etc" / "sudoers.d" / "vagrant").chmod(0o440)
     # Links to modules that host and guest share are followed.
     shutil.copytree(origin.agent, over / _AGENT_FOLDER, ignore=shutil.ignore_patterns("__pycache__"))
-    (over / "usr" / "bin").mkdir(parents=True, exist_ok=True)
-    build.compile_hog(origin.hog, over / "usr" / "bin" / "hog")
+    programs = over / "usr" / "bin"
+    programs.mkdir(parents=True, exist_ok=True)
+    build.compile_hog(origin.hog, programs / "hog")
+    build.compile_work(origin.work, programs / "work")
     (over / "authorized_keys").write_text(_public_key())
 
 

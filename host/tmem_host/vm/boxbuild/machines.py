@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -40,9 +41,9 @@ def state_folder(settings: Settings) -> Path:
     return Path(settings.state).expanduser().absolute() if settings.state else state_dir()
 
 
-def pool_folder() -> Path:
-    """Disks of the machines; below the cache, as a copy of the box is most of it."""
-    return cache_dir() / "boxes" / "pool"
+def pool_folder(settings: Settings) -> Path:
+    """Disks of the machines, and a copy of the box's that they share."""
+    return state_folder(settings) / "vagrant"
 
 
 # -- plan -------------------------------------------------------------------------------------------------------------
@@ -70,16 +71,20 @@ def plan(settings: Settings) -> dict[str, Any]:
 
 
 def _machine(name: str, config: AgentConfig, settings: Settings, version: qemu.Version) -> dict[str, Any]:
-    words = qemu.vhost_user_blk(
-        "tmem0", VhostUserBlk(config.vm_socket(name), settings.vcpus, reconnect_ms=1000), version
-    )
-    words[-1] += f",addr={_PCI_SLOT}"
-    line = (
-        f"console=ttyS0 quiet tsc=reliable no_timer_check net.ifnames=0 systemd.hostname={name} tmem.swap={name[:20]}"
-    )
+    # The first words are why qemu.kernel_line says.
+    line = ["console=ttyS0", "quiet", "tsc=reliable", "no_timer_check", "net.ifnames=0", f"systemd.hostname={name}"]
+    words: list[str] = []
+    if "blk" in settings.kinds:
+        disk = VhostUserBlk(config.vm_socket(name), settings.vcpus, reconnect_ms=1000)
+        words = qemu.vhost_user_blk("tmem0", disk, version)
+        words[-1] += f",addr={_PCI_SLOT}"
+    else:
+        # By vagrant/box/init these become the guest agent's settings.
+        line += [f'tmem.set.source="{settings.source}"', f'tmem.set.channel="{settings.channel}"']
+        line += [f"tmem.set.size_mib={settings.swap_mib}"]
     return {
         "name": name,
-        "cmdline": line,
+        "cmdline": " ".join(line),
         "console": str(config.sockets / f"{name}.console.log"),
         "qemu": words,
         "channels": [
@@ -97,17 +102,17 @@ def prepare(settings: Settings, name: str) -> VmInfo:
     folder = state_folder(settings)
     with _one_at_a_time():
         _check_rights(settings)
-        _ensure_pool(settings)
         client = AgentClient(folder)
+        # It makes the state folder, where the pool is, this user's alone.
         _ensure_agent(client, folder)
-        wanted = VmCreate(
-            name=name, size_bytes=settings.swap_mib << 20, channels=("blk", "serial"), queues=settings.vcpus
-        )
+        _ensure_pool(settings)
+        size = settings.swap_mib << 20 if "blk" in settings.kinds else None
+        wanted = VmCreate(name=name, size_bytes=size, channels=settings.kinds, queues=settings.vcpus)
         try:
             found = client.get_vm(name)
         except NotFound:
             return client.create_vm(wanted)
-        if found.size_bytes != wanted.size_bytes or {channel.kind for channel in found.channels} != {"blk", "serial"}:
+        if (found.size_bytes or None) != size or {channel.kind for channel in found.channels} != set(settings.kinds):
             raise Conflict(
                 f"the agent has a VM {name} of another kind", "'vagrant destroy' it, or choose another name in settings"
             )
@@ -189,21 +194,13 @@ def _stop_own_agent(client: AgentClient, folder: Path) -> None:
     watched = os.pidfd_open(pid)
     try:
         signal.pidfd_send_signal(watched, signal.SIGTERM)
-        _wait_for_end(client)
+        ended = select.poll()
+        ended.register(watched, select.POLLIN)
+        if not ended.poll(_STOP_DEADLINE * 1000):
+            raise VmFailed(f"the agent, process {pid}, does not stop", "see its agent.log")
     finally:
         os.close(watched)
     _note(folder).unlink(missing_ok=True)
-
-
-def _wait_for_end(client: AgentClient) -> None:
-    until = time.monotonic() + _STOP_DEADLINE
-    while time.monotonic() < until:
-        try:
-            client.health()
-        except Unavailable:
-            return
-        time.sleep(0.05)
-    raise VmFailed("the agent does not stop", "see its agent.log")
 
 
 # -- libvirt ----------------------------------------------------------------------------------------------------------
@@ -227,8 +224,8 @@ def _check_rights(settings: Settings) -> None:
 
 
 def _ensure_pool(settings: Settings) -> None:
-    folder = pool_folder()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = pool_folder(settings)
+    folder.mkdir(exist_ok=True)
     xml = f"<pool type='dir'><name>{NAME}</name><target><path>{escape(str(folder))}</path></target></pool>"
 
     def ensure(connection: Any) -> None:
@@ -274,7 +271,7 @@ def _remove_pool_and_network(settings: Settings) -> None:
     with _link(settings) as link:
         link.run("the end of pool and network", remove)
     with contextlib.suppress(OSError):
-        pool_folder().rmdir()
+        pool_folder(settings).rmdir()
 
 
 def print_plan(settings: Settings) -> None:

@@ -14,14 +14,21 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from tmem_host.config import check_vm_name
 from tmem_host.errors import InvalidInput, TmemError
+from tmem_host.models import ChannelKind
 from tmem_host.vm import images
 from tmem_host.vm.routes import KERNELS, Channel, Route, Source, missing
 from tmem_host.vm.spec import AccelName
 
 #: TMEM_VAGRANT_GUESTS=3 stands for guests = 3.
 ENVIRONMENT: Final = "TMEM_VAGRANT_"
-#: Channels that a monitor started by libvirt can have: the others need devices or files of the direct driver.
-CHANNELS: Final[tuple[Channel, ...]] = ("vhost-user-blk",)
+#: Channels that a stock QEMU has and the agent serves, and the kinds of them that a VM of it then has. The port is
+#: there in any case: the guest reports on it.
+CHANNELS: Final[dict[Channel, tuple[ChannelKind, ...]]] = {
+    "vhost-user-blk": ("blk", "serial"),
+    "virtio-serial": ("serial",),
+}
+#: What the guest's agent can set up by itself (tmem_guest's own setting of that name).
+SOURCES: Final[tuple[Source, ...]] = ("virtio-blk", "swap-disk", "frontswap")
 
 
 def _name(text: str) -> str:
@@ -64,9 +71,15 @@ class Settings(BaseModel):
         reason = missing(Route(self.source, self.channel), self.kernel)
         if reason:
             raise ValueError(reason)
-        if self.channel not in CHANNELS:
-            raise ValueError(f"channel is one of {', '.join(CHANNELS)} here")
+        for what, value, choice in (("channel", self.channel, CHANNELS), ("source", self.source, SOURCES)):
+            if value not in choice:
+                raise ValueError(f"{what} is one of {', '.join(choice)} here")
         return self
+
+    @property
+    def kinds(self) -> tuple[ChannelKind, ...]:
+        """Channels of each VM of the agent."""
+        return CHANNELS[self.channel]
 
     @property
     def machines(self) -> list[str]:
