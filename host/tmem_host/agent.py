@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 #: Seconds that open API connections get at the end.
 API_GRACE: Final = 3
 LOG_BYTES: Final = 8 << 20
+#: Seconds that a thread of Python keeps the interpreter when another waits for it. A scrape of many VMs computes for
+#: tens of milliseconds, and nobody else should wait for much of that.
+SWITCH_INTERVAL: Final = 0.0005
 
 
 def run(config: AgentConfig, *, parent: int | None = None) -> None:
@@ -49,6 +52,7 @@ def run(config: AgentConfig, *, parent: int | None = None) -> None:
     with locked(config):
         _log_to(config.log_file)
         _raise_file_limit()
+        sys.setswitchinterval(SWITCH_INTERVAL)
         try:
             asyncio.run(_serve(config, parent))
         except TmemError as error:

@@ -254,7 +254,7 @@ def _channels(page: Page, channels: list[tuple[str, str, dict[str, Any]]]) -> No
     page.metric(Metric("tmem_channel_broken", "gauge", "1 once a ring of it made no sense, or a thread died."), broken)
     for key, name, label_name, about in (
         ("requests", "requests_total", "op", "Requests carried out, with any status."),
-        ("bytes", "request_bytes_total", "op", "Bytes asked for."),
+        ("bytes", "request_bytes_total", "op", "Bytes asked for, once there are some."),
         ("refused", "refused_total", "reason", "What the store did not take or give, and requests that were refused."),
         ("malformed", "malformed_total", "reason", "What was no request, by reason, once there is one."),
     ):
@@ -262,6 +262,8 @@ def _channels(page: Page, channels: list[tuple[str, str, dict[str, Any]]]) -> No
             (f'{label},{label_name}="{word}"', count)
             for label, stats in named
             for word, count in stats.get(key, {}).items()
+            # Most operations carry no bytes at all.
+            if count or key != "bytes"
         )
         page.metric(Metric(f"tmem_channel_{name}", "counter", about), samples)
     for key, name, about in (

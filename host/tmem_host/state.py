@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -59,7 +60,7 @@ class VmEntry(BaseModel):
     def settings(self) -> VmSettings:
         return VmSettings.model_construct(**{name: getattr(self, name) for name in VmSettings.model_fields})
 
-    @property
+    @functools.cached_property
     def version(self) -> str:
         """Another one for other settings."""
         return hashlib.sha256(self.settings.model_dump_json().encode("ascii")).hexdigest()[:16]

@@ -46,7 +46,7 @@ def router(service: Service) -> APIRouter:
 
     @vms.get("", response_model=VmList, responses=answers(422))
     async def list_vms(request: Request, limit: Limit = PAGE, cursor: NameCursor = None) -> Response:
-        """VMs by name, a page of them.  Figures are up to 0.1 s old, changes through the API are seen at once."""
+        """VMs by name, a page of them.  Figures are up to 0.5 s old, changes through the API are seen at once."""
 
         def make() -> bytes:
             return service.list_vms(after=cursor or "", limit=limit).model_dump_json().encode()

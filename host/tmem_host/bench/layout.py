@@ -148,6 +148,19 @@ LAYOUTS: dict[str, Layout] = {
             rows=("contents",),
         ),
         Layout(
+            "api",
+            "API",
+            "Many VMs, and many clients that look once a second: how long do they wait?",
+            (
+                Column("list_vms", "list of VMs", compare=False),
+                Column("list_vms", "same, p99", statistic="p99"),
+                Column("scrape", "metrics", compare=False),
+                Column("scrape", "same, p99", statistic="p99"),
+                Column("agent_cpu", "CPUs of the agent", compare=False),
+                Column("requests", "lists", compare=False),
+            ),
+        ),
+        Layout(
             "channel",
             "Channel",
             "What does a page cost through vhost-user-blk, by queue depth?",

@@ -43,6 +43,7 @@ MODULES = {
     "channel": "tmem_host.bench.channel_bench",
     "exit": "tmem_host.bench.exit_bench",
     "density": "tmem_host.bench.density_bench",
+    "api": "tmem_host.bench.api_bench",
 }
 """Where each bench lives; imported only when it is run, so that `tmem --help` stays quick."""
 

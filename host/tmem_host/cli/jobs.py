@@ -25,7 +25,7 @@ Number = Annotated[int, typer.Argument(help="The run's number.", metavar="RUN", 
 
 @app.command(epilog="Examples: tmem run start exit; tmem run start store --full --set parts=cost --no-follow")
 def start(
-    bench: Annotated[str, typer.Argument(help="all, channel, density, exit, store or swap.", metavar="BENCH")],
+    bench: Annotated[str, typer.Argument(help="all, api, channel, density, exit, store or swap.", metavar="BENCH")],
     full: Annotated[bool, typer.Option("--full", help="All rounds and sizes, not a first look.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of arm order and synthetic pages.")] = 1,
     arms: Annotated[str | None, typer.Option("--arms", help="Only these arms, separated by commas.")] = None,

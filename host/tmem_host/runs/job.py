@@ -24,7 +24,7 @@ from tmem_host.runs.history import History
 log = logging.getLogger(__name__)
 
 #: What can be run.  `all`: one after the other, with the verdict.
-BENCHES: Final = ("all", "channel", "density", "exit", "store", "swap")
+BENCHES: Final = ("all", "api", "channel", "density", "exit", "store", "swap")
 
 #: Seconds after which a run is ended as failed.
 _LIMIT: Final = 6 * 3600.0
