@@ -24,6 +24,8 @@ pytestmark = pytest.mark.slow
 EXIT = ["--rounds", "2", "--set", "contents=text", "--set", "pages=64", "--set", "span=256", "--set", "disk_pages=64"]
 EXIT += ["--set", "samples=20", "--set", "torn_seconds=0.1", "--set", "turn_seconds=0.05"]
 DENSITY = ["--rounds", "1", "--vms", "2,70", "--set", "seconds=0.3", "--set", "contents=text", "--set", "turns=0.5"]
+DENSITY += ["--set", "channel_vms=2,20", "--set", "channel_seconds=0.2"]
+SERVED = ("fleet-vhost-user-tmem", "fleet-virtio-serial", "fleet-engine")
 
 
 def argv(bench: str, out: Path, *args: str) -> list[str]:
@@ -89,6 +91,12 @@ def test_a_fleet_is_served_and_its_quotas_hold(tmp_path: Path, no_kvm: str | Non
             (verified,) = results.find("verified", arm=arm, vms=vms)
             assert verified.samples[0] > 0
             assert results.find("bad_pages", arm=arm, vms=vms)[0].samples == [0]
+    for guests in (2, 20):
+        for arm in (*SERVED, "fleet-inline"):
+            assert results.find("channel_verified", arm=arm, vms=guests)[0].samples[0] > 0
+    for arm in SERVED[:2]:
+        assert results.find("channel_agent_cpu", arm=arm, vms=20)[0].samples[0] > 0
+        assert results.find("channel_vm_memory", arm=arm)[0].samples[0] > 0
     assert results.find("over_cap", arm="quota")[0].samples == [0]
     assert results.find("lost_pages", arm="quota")[0].samples == [0]
     assert sum(results.find("refused", arm="quota")[0].samples) > 0
@@ -114,6 +122,8 @@ def test_without_kvm_there_is_one_line_and_everything_else_runs(tmp_path: Path) 
     done = run(without_kvm(argv("density", tmp_path / "density", *DENSITY)))
     assert done.returncode == 0, done.stderr
     assert "micro-VMs need KVM" in done.stderr + done.stdout
+    results = Results.read(tmp_path / "density")
+    assert {r.arm for r in results.find("channel_throughput")} == set(SERVED)
 
 
 def test_interrupted_it_keeps_what_it_had(tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tmem_host._core import CoreError, ExitRig, exit_kinds, run_fleet
-from tmem_host.bench import density_bench, density_quota, exit_bench, exit_vmexit
+from tmem_host.bench import density_bench, density_channels, density_quota, exit_bench, exit_vmexit
 from tmem_host.bench.density_fleet import jain
 from tmem_host.bench.exit_arms import BATCHES, DELAYS_US, LATENCIES_US, Turn, arm_of, turns
 from tmem_host.bench.properties import kvm_flavour
 from tmem_host.bench.runner import Arm, BenchContext, BenchError
+from tmem_host.core import Engine, Store
 from tmem_host.errors import InvalidInput
 
 
@@ -179,3 +180,28 @@ def test_fleets_that_cannot_be(wrong: dict[str, object]) -> None:
     with pytest.raises(CoreError) as caught:
         run_fleet([("plain", 1, True, 0, None, 100)], bytes(4096), **(good | wrong))  # type: ignore[arg-type]
     assert caught.value.kind == "invalid"
+
+
+def test_a_fleets_guests_have_pages_of_their_own() -> None:
+    pages = b"".join(bytes([i]) * 4096 for i in range(8))
+    own = [density_channels._own(pages, guest, 4) for guest in range(8)]
+    assert {len(one) for one in own} == {4 * 4096}
+    assert len(set(own)) == 8
+    assert len(density_channels._own(pages, 1, 64)) == 64 * 4096
+
+
+def test_a_fleets_guest_finds_out_about_a_page_that_is_not_its_own(arena: Path) -> None:
+    store = Store(str(arena), limit_bytes=64 << 20)
+    try:
+        for name in ("one", "two"):
+            store.vm_create(name)
+        pages = b"".join(bytes([i]) * 4096 for i in range(1, 9))
+        one = density_channels.Guest(density_channels._Direct(Engine(store, "one")), pages)
+        assert one.check() == 8
+        assert len(one.play(density_channels.Start(1, 0.01))) > 0
+        other = density_channels.Guest(density_channels._Direct(Engine(store, "two")), bytes(8 * 4096))
+        other._pages = pages
+        with pytest.raises(BenchError, match="came back different"):
+            other.check()
+    finally:
+        store.close()

@@ -10,7 +10,8 @@ time and nothing else to do, over a real socket of one host agent, as a monitor 
   the emulated device (needs KVM);
 * ``fleet-engine``: the same requests by a call in this process: neither exit nor channel, the floor.
 
-Metrics, by arm and number of guests: `channel_throughput` (pages/s of all), `channel_latency` (ns of a request),
+Metrics, by arm and number of guests: `channel_throughput` (pages/s of all), `channel_latency` (ns of a request; inline:
+from one to the next, as a micro-VM has no clock),
 `channel_page_cpu` (ns, both ends together), `channel_agent_cpu` (ns, the agent's part), `channel_fairness`,
 `channel_slowest_share`, `channel_verified` (pages compared); once for each channel `channel_vm_memory` (bytes of the
 agent for one VM that is connected, without its pages) and `channel_vm_creation` (s, a call of the API each).
@@ -89,6 +90,23 @@ class _Direct:
         return measure_engine(self._engine, pages, op=op, pool=pool, requests=requests, start=start)
 
 
+class Start:
+    """All guests begin at once, and what they do after the same moment does not count."""
+
+    def __init__(self, guests: int, seconds: float) -> None:
+        self._seconds = seconds
+        self._end = 0.0
+        self._barrier = threading.Barrier(guests, self._begin)
+
+    def _begin(self) -> None:
+        self._end = time.monotonic() + self._seconds
+
+    def wait(self) -> float:
+        """The end, when all are there."""
+        self._barrier.wait()
+        return self._end
+
+
 class Guest:
     """One guest with its pool; ``pages`` are its own, so that another's would be noticed."""
 
@@ -111,10 +129,9 @@ class Guest:
         with core_errors("a guest"):
             return self._driver.measure(self._pages, op=op, pool=self._pool, requests=requests, start=start)
 
-    def play(self, seconds: float, begin: threading.Barrier) -> list[int]:
+    def play(self, start: Start) -> list[int]:
         """Puts and gets in turn; nanoseconds of those that were answered within the time."""
-        begin.wait()
-        end = time.monotonic() + seconds
+        end = start.wait()
         taken: list[int] = []
         step, size, began = 0, 1, time.monotonic()
         while True:
@@ -247,12 +264,12 @@ def _private_memory(pid: int) -> int:
 
 def _turn(ctx: BenchContext, plan: Plan, arm: Arm, guests: list[Guest], agent: AgentProcess | None) -> None:
     """All guests at once, each in a thread. Raises BenchError when a page was wrong, or an agent ended."""
-    begin = threading.Barrier(len(guests))
+    start = Start(len(guests), plan.seconds)
     agent_pid = agent.pid if agent is not None and arm.name in _SERVED else None
     before = cpu_of(agent_pid) if agent_pid else 0.0
     own = time.process_time()
     with ThreadPoolExecutor(len(guests)) as threads:
-        played = list(threads.map(lambda guest: guest.play(plan.seconds, begin), guests))
+        played = list(threads.map(lambda guest: guest.play(start), guests))
     theirs = cpu_of(agent_pid) - before if agent_pid else 0.0
     own = time.process_time() - own
     if agent_pid and not agent_alive(agent):
@@ -288,7 +305,7 @@ def _inline(ctx: BenchContext, plan: Plan, arm: Arm, pages: bytes) -> None:
             store.close()
     if bad := sum(c["bad"] for c in seen["classes"]):
         raise BenchError(f"{bad} pages came back different, or not at all")
-    _record(ctx, arm, [int(x) for x in seen["ops"]], seen["seconds"], seen["latency_ns"], seen["cpu_ns"] / 1e9)
+    _record(ctx, arm, [int(x) for x in seen["ops"]], seen["seconds"], seen["interval_ns"], seen["cpu_ns"] / 1e9)
     ctx.record("channel_verified", "pages", seen["verified"], arm=arm)
 
 
