@@ -43,7 +43,7 @@ def staged(before: Mapping[str, int], after: Mapping[str, int]) -> tuple[float, 
 async def count(ctx: BenchContext, probe: Probe, process: TmemProcess, arm: Arm, channel: str) -> None:
     """Puts some pages and records who copied what."""
     if channel == "ivshmem":
-        steps = {
+        steps: dict[str, tuple[float, str]] = {
             "guest": (PAGE_SIZE, "by code: the put is this copy (guest/probe/shared.c)"),
             "monitor": (0, "by code: the guest's store is the host's memory"),
             "host": (0, "by code: nothing is compressed"),

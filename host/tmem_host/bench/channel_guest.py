@@ -29,6 +29,7 @@ from tmem_host.bench.harness import HARNESS
 from tmem_host.bench.results import Scalar
 from tmem_host.bench.runner import Arm, BenchContext
 from tmem_host.config import MIB, PAGE_SIZE
+from tmem_host.vm.qemu import PAGES_PORT
 from tmem_host.vm.spec import Disk, InlineTmem, Tmem, VhostUserBlk, VhostUserTmem
 
 LARGE: Final = (64 << 10, 2 << 20)
@@ -191,15 +192,16 @@ async def _stage(
 
 
 async def _open(probe: Probe, name: str, names: Sequence[str]) -> None:
-    way = WAYS[name]
-    rings = [other for other in names if WAYS[other].kind == "ring"]
-    which = {
-        "ring": lambda: str(rings.index(name)),
-        "stream": lambda: "org.kvm-tmem.pages.0",
-        "disk": lambda: channel_copies.server_name(name),
-        "shared": lambda: "-",
-    }[way.kind]()
-    await probe.open(name, way.kind, which)
+    """The arm's channel, by what tells it from others of its kind."""
+    which = "-"
+    match WAYS[name].kind:
+        case "ring":
+            which = str([other for other in names if WAYS[other].kind == "ring"].index(name))
+        case "stream":
+            which = PAGES_PORT
+        case "disk":
+            which = channel_copies.server_name(name)
+    await probe.open(name, WAYS[name].kind, which)
 
 
 def _describe(ctx: BenchContext, probe: Probe) -> None:

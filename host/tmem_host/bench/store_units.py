@@ -15,7 +15,7 @@ Metrics, per `contents`, each arm with `unit_bytes`:
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tmem_host.bench import store_pages
 from tmem_host.bench.runner import Arm, BenchContext, BenchError
@@ -34,6 +34,9 @@ from tmem_host.config import MIB, PAGE_SIZE
 from tmem_host.core import Engine, Store, core_errors, measure_engine
 from tmem_host.errors import TmemError
 from tmem_host.vm.images import guest_image
+
+if TYPE_CHECKING:
+    from tmem_host._core import MeasuredOp
 
 SIZES: Final = {"4K": PAGE_SIZE, "64K": 64 << 10, "2M": 2 << 20}
 FILES: Final = "files"
@@ -97,16 +100,8 @@ def _one(ctx: BenchContext, arm: Arm, kind: str, data: bytes, store: Store) -> N
     def record(metric: str, unit: str, values: list[float], better: str = "lower") -> None:
         ctx.record(metric, unit, values, arm=arm, better=better, contents=kind)  # type: ignore[arg-type]
 
-    def timed(op: str, requests: int, length: int = 0) -> list[float]:
-        times = measure_engine(
-            engine,
-            data,
-            op=op,
-            pool=pool,
-            page_bytes=size,
-            requests=requests,
-            length=length,  # type: ignore[arg-type]
-        )
+    def timed(op: MeasuredOp, requests: int, length: int = 0) -> list[float]:
+        times = measure_engine(engine, data, op=op, pool=pool, page_bytes=size, requests=requests, length=length)
         return [float(ns) for ns in times]
 
     timed("put", units)  # the arena takes its memory
