@@ -61,7 +61,7 @@ def _why_not_disk(settings: Settings, found: Found) -> str:
     wanted = settings.serial or found.swap_serial
     free = [disk.serial for disk in found.disks if disk.free]
     hint = f"; blank: {', '.join(free)} [set serial]" if free else ""
-    return f"no disk has the serial {wanted!r}{hint}"
+    return (f"no disk has the serial {wanted!r}" if wanted else "it is not known by which serial") + hint
 
 
 def _taken(disk: DiskFound) -> str:

@@ -82,7 +82,7 @@ def look(module_path: str = "") -> Found:
         virtio_tmem=_has_virtio(_VIRTIO_TMEM),
         pages_port=ports.path_of(PAGES_PORT),
         agent_port=ports.path_of(PORT_NAME),
-        swap_serial=_named(_text("/proc/cmdline")) or os.uname().nodename,
+        swap_serial=_named(_text("/proc/cmdline")) or os.uname().nodename.replace("(none)", ""),
         disks=tuple(DiskFound(serial, f"/dev/{name}", *_state(name)) for serial, name in disks.serials().items()),
         swaps=priorities(_text("/proc/swaps")),
     )
@@ -91,6 +91,13 @@ def look(module_path: str = "") -> Found:
 def module_channel() -> str:
     """What tmem.ko was loaded with; empty when it is not."""
     return _text("/sys/module/tmem/parameters/channel")
+
+
+def module_has_hooks() -> bool:
+    """True when tmem.ko has registered with frontswap or cleancache, which keep it for good."""
+    parameters = "/sys/module/tmem/parameters"
+    frontswap = _text(f"{parameters}/frontswap_mib") not in ("", "0")
+    return frontswap or _text(f"{parameters}/cleancache") in ("Y", "1")
 
 
 def _text(path: str) -> str:

@@ -8,12 +8,14 @@ import contextlib
 import fcntl
 import json
 import os
+import select
 import signal
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from . import disks, lend, libc, modules, plan, probe, report, server, swap
+from . import disks, lend, libc, modules, plan, probe, procs, report, server, stats, swap
 from .plan import Plan
 from .port import Port
 from .probe import Found
@@ -24,6 +26,8 @@ from .settings import Settings
 STATE = "/run/tmem-guest.json"
 LOCK = "/run/tmem-guest.lock"
 _PAGE_CLUSTER = "/proc/sys/vm/page-cluster"
+#: Between two looks at a service that is to stop.
+_LOOK_MS = 200
 
 Say = Callable[[str], None]
 
@@ -45,11 +49,22 @@ class Changes:
     swap: str = ""
     module: bool = False
     page_cluster: int | None = None
+    #: How often it could not be undone, and why the last time.
+    declined: int = 0
+    reason: str = ""
 
     def save(self) -> None:
         with open(f"{STATE}.new", "w", encoding="ascii") as stream:
             json.dump(asdict(self), stream)
         os.rename(f"{STATE}.new", STATE)
+
+    def decline(self, reason: str, say: Say) -> bool:
+        """False: something stays."""
+        say(reason)
+        self.declined += 1
+        self.reason = reason
+        self.save()
+        return False
 
 
 def noted() -> Changes:
@@ -77,19 +92,21 @@ def undo(changes: Changes, say: Say) -> bool:
 
     Pages of a swap device are somebody's only copy: as long as they do not fit in memory it stays, with its channel.
     """
-    if changes.swap:
-        if changes.swap in swap.active():
-            _size, used = swap.active()[changes.swap]
-            try:
-                _reach_pages(say)
-                swap.stop(disks.Disk(changes.swap.removeprefix("/dev/")), discard=True)
-            except OpError as error:
-                held = f"{used >> 20} MiB of pages are on it"
-                say(f"swap: stays on: {error.message}; {held} [free some memory, then stop again]")
-                return False
-            say(f"swap: {changes.swap} is off, {used >> 20} MiB were read back")
-        changes.swap = ""
-        changes.save()
+    if changes.swap in swap.active():
+        _size, used = swap.active()[changes.swap]
+        room = _room_besides(changes.swap)
+        if used > room:
+            what = f"{used >> 20} MiB of pages do not fit in {room >> 20} MiB of memory and other swap"
+            return changes.decline(f"swap: stays on: {what} [end some programs, then stop again]", say)
+        try:
+            _reach_pages(say)
+            swap.stop(disks.Disk(changes.swap.removeprefix("/dev/")), discard=True)
+        except OpError as error:
+            what = f"{error.message}; {used >> 20} MiB of pages are on it"
+            return changes.decline(f"swap: stays on: {what} [end some programs, then stop again]", say)
+        say(f"swap: {changes.swap} is off, {used >> 20} MiB were read back")
+    changes.swap = ""
+    changes.save()
     if changes.page_cluster is not None:
         disks.write_text(_PAGE_CLUSTER, str(changes.page_cluster))
         changes.page_cluster = None
@@ -100,12 +117,20 @@ def undo(changes: Changes, say: Say) -> bool:
         try:
             modules.unload("tmem")
         except OpError as error:
-            say(f"module: {error.message} [frontswap and cleancache stay until the guest boots anew]")
-            return False
-        say("module: tmem.ko unloaded")
+            if not probe.module_has_hooks():
+                return changes.decline(f"module: {error.message} [see 'lsmod' for what uses it]", say)
+            say("module: tmem.ko stays, as the kernel keeps the hooks of frontswap and cleancache until it boots anew")
+        else:
+            say("module: tmem.ko unloaded")
     with contextlib.suppress(FileNotFoundError):
         os.unlink(STATE)
     return True
+
+
+def _room_besides(device: str) -> int:
+    """Bytes of memory and of other swap that pages of this device could go to."""
+    others = sum(size - used for path, (size, used) in swap.active().items() if path != device)
+    return stats.read_meminfo()["MemAvailable"] + others
 
 
 def _reach_pages(say: Say) -> None:
@@ -123,8 +148,6 @@ class Service:
         self._changes = noted()
         self._stop = threading.Event()
         self._lent = False
-        #: The host asked for the guest's end.
-        self.shutdown = False
 
     def start(self) -> bool:
         """False: there is nothing to do here, neither swap nor anybody to report to."""
@@ -171,6 +194,8 @@ class Service:
         previous = int(disks.read_text(_PAGE_CLUSTER))
         if chosen.device in found.swaps:
             disks.write_text(_PAGE_CLUSTER, str(self._settings.page_cluster))
+            # Its pages go by this service, so it may not end before that swap has.
+            self._changes.swap = chosen.device if chosen.parameters else self._changes.swap
             self._say(f"swap: {chosen.device} is on already, priority {found.swaps[chosen.device]}")
         else:
             priority = plan.priority_above(self._settings, found.swaps)
@@ -226,8 +251,12 @@ class Service:
         except OSError as error:
             self._say(f"requests: none any more: {port.path}: {error.strerror}")
             return
-        self.shutdown = True
-        self._stop.set()
+        # What is on swap is needed to the end: this goes on until it is told to stop.
+        self._say("the host asks for the guest's end")
+        try:
+            procs.spawn(["/sbin/poweroff"])
+        except OpError as error:
+            self._say(f"the guest cannot be powered off: {error.message}")
 
     def stop(self, *_signal: object) -> None:
         """Makes :meth:`run` undo everything and return."""
@@ -238,8 +267,6 @@ class Service:
         while True:
             while not self._stop.wait(self._settings.report_seconds or None):
                 self._tell()
-            if self.shutdown:
-                return True
             if undo(self._changes, self._say):
                 return True
             if not lend.lent():
@@ -277,11 +304,7 @@ def main(settings: Settings, say: Say) -> int:
             undo(noted(), say)
             return 3
         say("ready")
-        if not service.run():
-            return 1
-        if service.shutdown:
-            os.execv("/sbin/poweroff", ["poweroff"])
-        return 0
+        return 0 if service.run() else 1
     finally:
         os.close(lock)
 
@@ -302,24 +325,25 @@ def off(say: Say, deadline: float = 300.0) -> int:
 
 
 def _stop_other(pid: int, say: Say, deadline: float) -> int:
+    before = noted().declined
     try:
         other = os.pidfd_open(pid)
         signal.pidfd_send_signal(other, signal.SIGTERM)
     except OSError as error:
         say(f"the service, pid {pid}, cannot be told to stop: {error.strerror} [run it as root]")
         return 1
-    import select
-
     waiting = select.poll()
     waiting.register(other, select.POLLIN)
-    if not waiting.poll(deadline * 1000):
-        say(
-            f"the service, pid {pid}, has not ended after {deadline:g} s: swap may not fit in memory [see what it says]"
-        )
-        return 1
-    left = noted()
-    if left != Changes():
-        say("the service has ended and left something on [run 'off' again, and see what it says]")
+    end = time.monotonic() + deadline
+    while not waiting.poll(_LOOK_MS):
+        if noted().declined > before:
+            say(f"the service, pid {pid}, goes on: {noted().reason}")
+            return 1
+        if time.monotonic() > end:
+            say(f"the service, pid {pid}, has not ended after {deadline:g} s [see what it says]")
+            return 1
+    if noted() != Changes():
+        say(f"the service, pid {pid}, has ended and left something on: {noted().reason} [run 'off' again]")
         return 1
     say(f"the service, pid {pid}, has undone everything and ended")
     return 0
