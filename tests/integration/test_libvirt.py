@@ -11,6 +11,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 from xml.sax.saxutils import quoteattr
 
+import httpx
 import pytest
 
 from framework.agents import AgentFactory
@@ -110,6 +111,29 @@ def test_a_domain_of_others_is_left_as_it_was(
         assert agent.client.list_vms() == []
         with pytest.raises(NotFound, match="not attached"):
             attaching.detach(agent.client, link, "plain")
+    finally:
+        libvirtd.virsh("undefine", "plain")
+
+
+def test_by_rest(libvirtd: PrivateLibvirtd, agent: AgentProcess, tmp_path: Path) -> None:
+    file = tmp_path / "plain.xml"
+    file.write_text(PLAIN.format(backing="", channel=""))
+    libvirtd.virsh("define", str(file))
+    try:
+        before = libvirtd.virsh("dumpxml", "--inactive", "plain")
+        transport = httpx.HTTPTransport(uds=str(agent.state / "api.sock"))
+        with httpx.Client(transport=transport, base_url="http://agent/v1/vms", timeout=60) as api:
+            where = {"connect": libvirtd.uri, "domain": "plain"}
+            done = api.post("/web/attach", json={**where, "size_bytes": "16M"})
+            assert (done.status_code, done.json()["disk"], done.json()["when"]) == (200, "vdb", "next start")
+            assert api.get("/web").json()["size_bytes"] == 16 * MIB
+            assert "vhostuser" in libvirtd.virsh("dumpxml", "--inactive", "plain")
+            assert api.post("/web/attach", json=where).status_code == 409
+            assert api.post("/other/detach", json=where).status_code == 409
+            assert api.post("/web/detach", json=where).json()["removed"] is True
+            assert api.post("/web/detach", json=where).status_code == 404
+            assert api.get("/web").status_code == 404
+        assert libvirtd.virsh("dumpxml", "--inactive", "plain") == before
     finally:
         libvirtd.virsh("undefine", "plain")
 

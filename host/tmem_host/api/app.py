@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from tmem_host import __version__
-from tmem_host.api import agent, pools, runs, vms, web
+from tmem_host.api import agent, domains, pools, runs, vms, web
 from tmem_host.api.problems import install
 from tmem_host.api.scoped import SCOPE_KEY, ScopedRoute
 from tmem_host.api.snapshot import Changes, Snapshots
@@ -35,7 +35,14 @@ def make_app(service: Service) -> FastAPI:
     app.state.changes = changes = Changes()
     app.state.snapshots = Snapshots(changes)
     metrics = agent.metrics_router(service, requests)
-    parts = (metrics, agent.router(service), vms.router(service), pools.router(service), runs.router(service.runs))
+    parts = (
+        metrics,
+        agent.router(service),
+        vms.router(service),
+        domains.router(service),
+        pools.router(service),
+        runs.router(service.runs),
+    )
     for part in parts:
         # Not included: what is there is to be seen, for the description and for tests.
         app.router.routes.extend(part.routes)

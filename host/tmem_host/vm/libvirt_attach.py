@@ -119,15 +119,20 @@ def attach(agent: Vms, link: Link, domain: str, request: Request) -> Outcome:
     return Outcome(domain, vm.name, when, target, vm.name[:SERIAL_MAX])
 
 
-def detach(agent: Vms, link: Link, domain: str, *, force: bool = False, next_start: bool = False) -> Outcome:
+def detach(
+    agent: Vms, link: Link, domain: str, *, vm: str | None = None, force: bool = False, next_start: bool = False
+) -> Outcome:
     """The domain's XML is again what it was. Raises Conflict when a running guest may still have pages there.
 
-    ``force``: it has none, or may lose them. ``next_start``: a running domain keeps what it has until it ends.
+    ``vm``: only if it is attached to that VM. ``force``: the guest has no pages there, or may lose them.
+    ``next_start``: a running domain keeps what it has until it ends.
     """
     found = link.run(f"domain {domain}", lambda connection: _look(connection, domain))
     mark = edit.attached(found.config)
     if mark is None:
         raise NotFound(f"{domain} is not attached", "see 'virsh dumpxml'")
+    if vm not in (None, mark.vm):
+        raise Conflict(f"{domain} is attached to VM {mark.vm}, not {vm}", "name that one")
     live = found.live is not None and edit.device(found.live, edit.DISK_ALIAS) is not None
     if live and not next_start:
         _check_empty(agent, domain, mark.vm, force)
