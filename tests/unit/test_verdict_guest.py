@@ -165,3 +165,17 @@ def test_the_share_of_an_exit_is_told_when_run_time_is_missing() -> None:
     judged = verdict_on("H2", results)
     assert "the exit to user space is 40.0 % of a put with lz4" in judged.decision.because
     assert [round(f.value, 3) for f in judged.decision.figures] == [0.4, 0.1]
+
+
+def test_ways_of_the_module_are_told_and_do_not_decide() -> None:
+    slow = taken("swap-disk-virtio-serial", 30, source="swap-disk", channel="virtio-serial", backend="tmem")
+    judged = verdict_on("H20", swap(taken("tmem-lz4", 5), taken("disk-none", 10), slow))
+    assert judged.outcome == "supported"
+    assert "(swap-disk-virtio-serial 3.00×" in judged.decision.because
+
+
+def test_an_ioeventfd_is_no_exit_for_each_page() -> None:
+    posted = {**INLINE, "ioeventfd": "on"}
+    judged = verdict_on("H2", DEAR, swap(taken("posted", 12, **posted), taken("ring", 10, **RING)))
+    assert judged.outcome == "open"
+    assert "there is no figure swap run_time" in judged.decision.because

@@ -216,7 +216,7 @@ _channel_curve("channel_throughput", "Channels: pages per second, all guests tog
 _channel_curve(
     "channel_latency",
     "Channels: the slowest of 100 requests",
-    "99th percentile of the time that a guest waits for one page. Lower is better.",
+    "99th percentile of the time that a guest waits for one page; inline, from one page to its next. Lower is better.",
     statistic="p99",
 )
 _channel_curve(
