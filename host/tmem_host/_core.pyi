@@ -60,7 +60,9 @@ class Store:
         """Removes all pages of a pool, which stays: how many."""
 
     def pool_set_codec(self, pool: int, codec: str) -> None: ...
-    def pools(self) -> list[dict[str, Any]]: ...
+    def pools(self) -> list[dict[str, Any]]:
+        """``uuid``: of a shared one; ``name``: the uuid by which a guest finds its own again (both hexadecimal), ..."""
+
     def put(self, pool: int, obj: bytes, index: int, page: bytes) -> PutAnswer: ...
     def get(self, pool: int, obj: bytes, index: int) -> bytes | None: ...
     def flush_page(self, pool: int, obj: bytes, index: int) -> bool: ...
@@ -135,8 +137,8 @@ class StreamServer:
     """The host's end of a VM's virtio-serial port: connects to ``socket``, where the monitor listens, and serves.
 
     It is a channel of ``engine``'s VM of its own: see :meth:`Engine.channel`.  ``control``: a connected stream socket's
-    descriptor, given away: control frames come out of its other end as lines, and lines written there go to the guest as
-    control frames.  64 KiB of them a second come through in the long run, and no more than 64.
+    descriptor, given away: control frames come out of its other end as lines, and lines written there go to the guest
+    as control frames.  64 KiB of them a second come through in the long run, and no more than 64.
     """
 
     def __init__(self, engine: Engine, socket: str, control: int) -> None: ...

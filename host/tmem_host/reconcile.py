@@ -76,12 +76,17 @@ def device_pool(entry: VmEntry, pools: list[dict[str, Any]]) -> dict[str, Any] |
     """The pool of the VM's device: the one written down, else the swap pool with the most pages."""
     if not entry.has_device:
         return None
-    swap = [pool for pool in pools if pool["persistent"] and pool["pages_capacity"] is not None]
+    swap = _swap_pools(pools)
     written = [pool for pool in swap if pool["id"] == entry.pool]
     if written or (entry.pool is not None and entry.guest_makes_pools):
         # The guest may have made others: they are no substitute.
         return written[0] if written else None
     return max(swap, key=lambda pool: int(pool["pages"]), default=None)
+
+
+def _swap_pools(pools: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that a device can have. One with a name is a guest's, which finds it again by that."""
+    return [pool for pool in pools if pool["persistent"] and pool["pages_capacity"] is not None and not pool["name"]]
 
 
 def promised(pools: list[dict[str, Any]], device: int | None) -> int:
@@ -152,7 +157,7 @@ def _adopted(vm: dict[str, Any], pools: list[dict[str, Any]]) -> VmEntry:
         name = check_vm_name(vm["name"])
     except InvalidInput as error:
         raise Corrupt(f"the arena has pages of a VM named {vm['name']!r}", "this agent did not make it") from error
-    swap = [pool for pool in pools if pool["persistent"] and pool["pages_capacity"] is not None]
+    swap = _swap_pools(pools)
     own = max(swap, key=lambda pool: int(pool["pages"]), default=None)
     if own is None:
         channels: tuple[ChannelKind, ...] = ("tmem", "serial")

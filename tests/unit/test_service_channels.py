@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from conformance.guest import ATTACH, PERSISTENT, Guest
+from conformance.local import CoreSpeaker
 from framework.pages import DENSE, fill, opened, page, wrong
 from tmem_host import state as states
+from tmem_host.channel.abi import Status
 from tmem_host.channel.control import GuestReports
 from tmem_host.config import AgentConfig
 from tmem_host.core import Store, worst_case_bytes
@@ -166,6 +169,25 @@ def test_adopted_with_the_channels_that_its_pools_tell_of(
     service = Service.open(config)
     service.start_channels()
     assert [channel.kind for channel in service.get_vm("web").channels] == list(channels)
+    service.close()
+
+
+def put_by_the_guest(store: Store, vm: str) -> None:
+    """A page in a swap pool that the guest makes and finds again by its name."""
+    guest = Guest(CoreSpeaker(store, vm))
+    made = guest.try_new_pool(PERSISTENT | ATTACH, b"found by a name.", pages=64)
+    assert guest.put(made.value, 1, page(1)).status == Status.OK
+
+
+def test_a_swap_disk_of_the_guests_own_is_no_device(config: AgentConfig, arena: Path) -> None:
+    stopped(config, VmCreate(name="db", channels=("serial",)))
+    config.state_file.unlink()
+    with opened(arena) as store:
+        put_by_the_guest(store, "db")
+    service = Service.open(config)
+    adopted = service.get_vm("db")
+    assert [channel.kind for channel in adopted.channels] == ["tmem", "serial"]
+    assert (adopted.size_bytes, adopted.pages) == (0, 1)
     service.close()
 
 

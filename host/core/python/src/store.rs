@@ -344,6 +344,7 @@ fn pool_dict<'py>(py: Python<'py>, pool: &Pool, vms: &[Arc<Vm>]) -> PyResult<Bou
     d.set_item("persistent", pool.spec.persistent)?;
     d.set_item("shared", pool.spec.shared.is_some())?;
     d.set_item("uuid", pool.spec.shared.map(|u| hex(&u)))?;
+    d.set_item("name", pool.spec.name.map(|u| hex(&u)))?;
     d.set_item("pages_capacity", pool.spec.pages)?;
     d.set_item("codec", pool.codec().name())?;
     d.set_item("page_size", pool.page_size())?;
