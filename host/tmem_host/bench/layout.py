@@ -248,7 +248,7 @@ def _cell(column: Column, record: Record, base: Record | None, seed: int) -> Cel
 
 def power(results: Results) -> str:
     """What the number of rounds allows to be said; empty when there are enough of them, or none at all."""
-    rounds = len(results.arm_order)
+    rounds = results.rounds
     if not rounds:
         return ""
     smallest = stats.smallest_p(rounds, rounds)

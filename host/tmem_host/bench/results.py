@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -130,6 +131,11 @@ class Results(_Model):
         """Arm names in the order they first appear; records without an arm and the harness's own are left out."""
         seen = dict.fromkeys(r.arm for r in self.records)
         return [a for a in seen if a not in ("", "harness")]
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of the arm that took part in most: a bench in parts has rounds of its own in each."""
+        return max(Counter(arm for order in self.arm_order for arm in set(order)).values(), default=0)
 
     def write(self, folder: Path) -> Path:
         """Writes `folder/results.json` so that a reader sees the old file or the new one, never half of one."""

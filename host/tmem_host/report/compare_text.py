@@ -46,7 +46,7 @@ def _render(
 
 def _side(name: str, results: Results) -> Text:
     commit = results.properties.host.get("commit") or "unknown"
-    rounds = len(results.arm_order)
+    rounds = results.rounds
     quick = (", quick" if results.quick else "") + ("" if results.complete else ", incomplete")
     return Text(
         f"{name}: {results.bench}, {results.started:%Y-%m-%d %H:%M} UTC, tool {commit}, {rounds} rounds{quick}", "bold"

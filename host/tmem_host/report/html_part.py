@@ -101,7 +101,7 @@ def _badges(results: Results) -> str:
         found.append(("warn", "incomplete: the run did not reach its end"))
     if results.seconds is not None:
         found.append(("", f"took {human_seconds(results.seconds)}"))
-    rounds = len(results.arm_order)
+    rounds = results.rounds
     if rounds:
         found.append(("", f"{rounds} {'rounds' if rounds > 1 else 'round'}, order shuffled with seed {results.seed}"))
     spans = "".join(f'<span class="badge {kind}">{escape(text)}</span>' for kind, text in found)
