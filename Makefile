@@ -87,7 +87,7 @@ py-test: build ## the Python tests that boot no virtual machine
 
 check: lint rust-test py-test ## the quick ring: lint, types, Rust and Python tests without virtual machines
 
-test: lint rust-test guests module module-check qemu ## everything, with virtual machines; the last line is pytest's summary
+test: lint rust-test guests module module-check qemu box ## everything, with virtual machines; the last line is pytest's summary
 	$(BIN)/pytest -rs
 
 comparators: build ## what the benches compare with (qemu-storage-daemon, fio of Debian 13), if it is not in the cache yet

@@ -55,6 +55,8 @@ def examine(state: Path | None = None, *, trial: bool = True) -> list[Finding]:
         lambda: _tool("qemu-storage-daemon", "limited", "the channel bench", "qemu-system-common"),
         lambda: _tool("mmdebstrap", "limited", "the channel bench's other client", "mmdebstrap"),
         _zram,
+        _libvirt,
+        lambda: _tool("vagrant", "limited", "guests by Vagrant", "vagrant and vagrant-libvirt: make box"),
     ]
     return [check() for check in checks]
 
@@ -176,3 +178,18 @@ def _zram() -> Finding:
     return Finding(
         subject="zram", state="limited", found="the store bench cannot compare with it", advice="modprobe zram"
     )
+
+
+def _libvirt() -> Finding:
+    from tmem_host.vm.libvirt_link import SYSTEM, Link
+
+    link = Link(SYSTEM)
+    try:
+        version = link.run("libvirt", lambda connection: connection.getLibVersion())
+    except TmemError as error:
+        return Finding(subject="libvirt", state="limited", found=error.message, advice=error.hint)
+    finally:
+        link.close()
+    # Major, minor and release, three digits each.
+    said = f"{version // 1_000_000}.{version // 1000 % 1000}.{version % 1000}"
+    return Finding(subject="libvirt", state="ok", found=f"{said} answers at {SYSTEM}")

@@ -93,6 +93,9 @@ def test_nothing_to_derive_from(apt_suite: ModuleType, etc: Path, capsys: pytest
 def test_the_packages_can_be_listed_without_rights() -> None:
     listed = subprocess.run([SCRIPTS / "install-deps", "--list"], capture_output=True, text=True, check=True)
     assert {"qemu-system-x86", "mmdebstrap", "python3-venv"} <= set(listed.stdout.split())
+    assert not {"vagrant", "libvirt-dev"} & set(listed.stdout.split())
+    listed = subprocess.run([SCRIPTS / "install-deps", "vagrant", "--list"], capture_output=True, text=True, check=True)
+    assert {"qemu-system-x86", "vagrant", "libvirt-dev"} <= set(listed.stdout.split())
     wrong = subprocess.run([SCRIPTS / "install-deps", "--nonsense"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 1
     assert wrong.stderr.count("\n") == 1

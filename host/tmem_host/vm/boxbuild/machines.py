@@ -66,11 +66,12 @@ def plan(settings: Settings) -> dict[str, Any]:
         "cpus": settings.vcpus,
         "kernel": str(image.vmlinuz),
         "initrd": str(image.initramfs),
-        "machines": [_machine(name, config, settings, version) for name in settings.machines],
+        "machines": [machine(name, config, settings, version) for name in settings.machines],
     }
 
 
-def _machine(name: str, config: AgentConfig, settings: Settings, version: qemu.Version) -> dict[str, Any]:
+def machine(name: str, config: AgentConfig, settings: Settings, version: qemu.Version) -> dict[str, Any]:
+    """One machine of the plan: a pure function."""
     # The first words are why qemu.kernel_line says.
     line = ["console=ttyS0", "quiet", "tsc=reliable", "no_timer_check", "net.ifnames=0", f"systemd.hostname={name}"]
     words: list[str] = []

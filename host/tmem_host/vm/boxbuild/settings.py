@@ -97,7 +97,7 @@ def read(path: Path | None = None, environment: Mapping[str, str] = os.environ) 
     hint = f"see {path.name}, and the variables that begin with {ENVIRONMENT}"
     try:
         fields: dict[str, object] = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InvalidInput(f"{path} cannot be read: {error}", hint) from error
     for key, value in environment.items():
         if key.startswith(ENVIRONMENT):
