@@ -133,7 +133,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_scrap(tmp_path: Path, monkeyp
 
 
 def test_parts_of_a_bench_have_rounds_of_their_own() -> None:
-    results = Results(bench="made-up", started=datetime(2026, 11, 1, tzinfo=UTC))
+    results = made_up()
     assert results.rounds == 0
     # arms of one name may differ in size
     results.arm_order = [["a", "a", "b"], ["b", "a", "a"], ["c"], ["c"], ["c"]]
