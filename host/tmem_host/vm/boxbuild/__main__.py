@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 
 from tmem_host.errors import TmemError
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         from tmem_host.vm.boxbuild import machines
 
         if options.command == "plan":
-            machines.print_plan(wanted)
+            print(json.dumps(machines.plan(wanted)))
         elif options.command == "prepare":
             vm = machines.prepare(wanted, options.machine)
             print(f"{vm.name}: the agent serves {vm.socket}")

@@ -6,9 +6,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +20,7 @@ from xml.sax.saxutils import escape
 
 from tmem_host.client import AgentClient
 from tmem_host.config import AgentConfig, cache_dir, state_dir
-from tmem_host.errors import Conflict, NotFound, TmemError, Unavailable, VmFailed
+from tmem_host.errors import Conflict, NotFound, Unavailable, VmFailed
 from tmem_host.models import VmCreate, VmInfo
 from tmem_host.vm import process, qemu
 from tmem_host.vm.accel import find_accelerator
@@ -35,6 +35,8 @@ NAME: Final = "tmem-vagrant"
 _PCI_SLOT: Final = "0x1e"
 _AGENT_DEADLINE: Final = 60.0
 _STOP_DEADLINE: Final = 30.0
+#: How Vagrant writes a box's name as that of a folder.
+_SLASH: Final = "-VAGRANTSLASH-"
 
 
 def state_folder(settings: Settings) -> Path:
@@ -50,22 +52,26 @@ def pool_folder(settings: Settings) -> Path:
 
 
 def plan(settings: Settings) -> dict[str, Any]:
-    """Everything the Vagrantfile needs, as JSON. Raises NotFound for what 'make box' has not built."""
+    """Everything the Vagrantfile needs, fit for JSON. Raises NotFound when there is no box.
+
+    A kernel that is not built is no hindrance yet: machines must be destroyed also when the settings name another.
+    """
     built = built_files.read()
-    image = built.kernel(settings.kernel)
+    image = built.kernels.get(settings.kernel)
     path = process.find_qemu(STOCK_QEMU)
     version, _text = process.qemu_version(path)
-    accelerator = asyncio.run(find_accelerator(path, image, wanted=settings.accel))
+    accelerator = "tcg"
+    if image is not None:
+        accelerator = asyncio.run(find_accelerator(path, image, wanted=settings.accel)).name
     config = AgentConfig(state=state_folder(settings))
     return {
         "box": {"name": built.box.name, "file": str(built.box.file), "key": str(built.box.key)},
         "libvirt": {"uri": settings.libvirt, "pool": NAME, "network": NAME, "address": settings.network},
-        "accelerator": accelerator.name,
-        "why": accelerator.why,
+        "accelerator": accelerator,
         "memory": settings.memory_mib,
         "cpus": settings.vcpus,
-        "kernel": str(image.vmlinuz),
-        "initrd": str(image.initramfs),
+        "kernel": str(image.vmlinuz) if image else "",
+        "initrd": str(image.initramfs) if image else "",
         "machines": [machine(name, config, settings, version) for name in settings.machines],
     }
 
@@ -101,6 +107,7 @@ def machine(name: str, config: AgentConfig, settings: Settings, version: qemu.Ve
 def prepare(settings: Settings, name: str) -> VmInfo:
     """Before a machine starts: an agent that answers, with a VM of that name, and a pool for its disk."""
     folder = state_folder(settings)
+    built_files.read().kernel(settings.kernel)
     with _one_at_a_time():
         _check_rights(settings)
         client = AgentClient(folder)
@@ -136,6 +143,7 @@ def forget(settings: Settings, name: str) -> None:
         if _others(settings, name):
             return
         _remove_pool_and_network(settings)
+        _remove_old_boxes(built_files.read().box.name)
         _stop_own_agent(client, folder)
 
 
@@ -275,9 +283,10 @@ def _remove_pool_and_network(settings: Settings) -> None:
         pool_folder(settings).rmdir()
 
 
-def print_plan(settings: Settings) -> None:
-    try:
-        json.dump(plan(settings), sys.stdout)
-    except TmemError as error:
-        # One line in place of a plan: the Vagrantfile shows it as it is.
-        json.dump({"error": str(error)}, sys.stdout)
+def _remove_old_boxes(current: str) -> None:
+    """Vagrant keeps a copy of each box that it ever took, and ours has another name whenever it changes."""
+    home = Path(os.environ.get("VAGRANT_HOME") or Path.home() / ".vagrant.d")
+    kept = current.replace("/", _SLASH)
+    for folder in (home / "boxes").glob(current.split("/")[0] + _SLASH + "debian-*"):
+        if folder.name != kept:
+            shutil.rmtree(folder, ignore_errors=True)
