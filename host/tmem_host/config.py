@@ -82,7 +82,15 @@ def _as_size(value: object) -> int:
 
 
 #: Bytes; accepts what :func:`parse_size` does.
-Size = Annotated[int, BeforeValidator(_as_size), Field(ge=0, le=1 << 50)]
+Size = Annotated[
+    int,
+    BeforeValidator(
+        _as_size,
+        json_schema_input_type=Annotated[int, Field(ge=0, le=1 << 50)]
+        | Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?\s*[kKmMgGtT]?([iI]?[bB])?$", examples=["512M", "2G"])],
+    ),
+    Field(ge=0, le=1 << 50),
+]
 
 
 def _home() -> Path:

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Annotated, Any, Final, Literal, Self
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from tmem_host.config import PAGE_SIZE, Size, check_vm_name
 from tmem_host.errors import InvalidInput
@@ -34,9 +34,20 @@ def _vm_name(name: str) -> str:
 
 
 VmName = Annotated[str, AfterValidator(_vm_name)]
-Weight = Annotated[int, Field(ge=1, le=10_000)]
+
+
+def _whole(value: object) -> object:
+    """Refuses what pydantic would make a number of: ``true`` and ``"5"``."""
+    if isinstance(value, bool | str):
+        raise ValueError("this is a whole number, not a truth value and not text")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Flag = Annotated[bool, Field(strict=True)]
+Weight = Annotated[Whole, Field(ge=1, le=10_000)]
 Cap = Annotated[Size, Field(ge=PAGE_SIZE)]
-PollUs = Annotated[int, Field(ge=0, le=10_000)]
+PollUs = Annotated[Whole, Field(ge=0, le=10_000)]
 
 
 def _some_once(kinds: tuple[ChannelKind, ...]) -> tuple[ChannelKind, ...]:
@@ -46,6 +57,11 @@ def _some_once(kinds: tuple[ChannelKind, ...]) -> tuple[ChannelKind, ...]:
 
 
 Channels = Annotated[tuple[ChannelKind, ...], AfterValidator(_some_once)]
+
+
+def _examples(*examples: dict[str, Any]) -> ConfigDict:
+    """For the API's description."""
+    return ConfigDict(extra="forbid", json_schema_extra={"examples": list(examples)})
 
 
 class _Strict(BaseModel):
@@ -59,14 +75,14 @@ class MachineSpec(_Strict):
 
     #: Guest kernel, as ``make guests`` builds them.
     kernel: Annotated[str, Field(pattern=r"^[0-9][0-9a-z.-]{0,31}$")] = "6.1"
-    memory_mib: Annotated[int, Field(ge=64, le=1 << 20)] = 256
-    vcpus: Annotated[int, Field(ge=1, le=64)] = 1
+    memory_mib: Annotated[Whole, Field(ge=64, le=1 << 20)] = 256
+    vcpus: Annotated[Whole, Field(ge=1, le=64)] = 1
     accel: Literal["auto", "kvm", "tcg"] = "auto"
     #: What gives pages up in the guest, set up as soon as it runs: virtio-blk swaps to the VM's device; the others are
     #: of tmem.ko, over the channel tmem or serial.
     source: Literal["virtio-blk", "swap-disk", "frontswap", "none"] = "virtio-blk"
     #: Of the sources of tmem.ko: what they may hold.
-    swap_mib: Annotated[int, Field(ge=16, le=1 << 20)] = 512
+    swap_mib: Annotated[Whole, Field(ge=16, le=1 << 20)] = 512
 
 
 class VmCreate(_Strict):
@@ -74,12 +90,14 @@ class VmCreate(_Strict):
     the channels ``tmem`` and ``serial`` are the guest's to make.  Each channel has a socket; that of ``serial`` is made
     by the monitor."""
 
+    model_config = _examples({"name": "web-1", "size_bytes": "2G", "cap": "1G"})
+
     name: VmName
     #: None when there is no device.
     size_bytes: Size | None = None
     channels: Channels = ("blk",)
     codec: Codec = "lz4"
-    queues: Annotated[int, Field(ge=1, le=16)] = 2
+    queues: Annotated[Whole, Field(ge=1, le=16)] = 2
     #: Microseconds that the channel spins after the last request before it sleeps; 0: it sleeps at once.
     poll_us: PollUs = 0
     #: Host memory promised; None: what the device, if there is one, takes when nothing on it compresses.  What swap
@@ -106,6 +124,8 @@ class VmCreate(_Strict):
 class VmUpdate(_Strict):
     """What can change while a guest runs.  A field that is left out stays; ``cap: null`` lifts the cap."""
 
+    model_config = _examples({"weight": 50, "cap": "1G"}, {"cap": None})
+
     codec: Codec | None = None
     poll_us: PollUs | None = None
     reservation: Size | None = None
@@ -122,6 +142,8 @@ class VmUpdate(_Strict):
 
 class VmSettings(_Strict):
     """What a VM may take, and how it is served: the whole, as one replaces it."""
+
+    model_config = _examples({"codec": "lz4", "poll_us": 0, "reservation": 0, "cap": None, "weight": 100})
 
     codec: Codec
     poll_us: PollUs
@@ -217,9 +239,11 @@ Uuid = Annotated[str, AfterValidator(_uuid)]
 class PoolCreate(_Strict):
     """A pool to make for a VM.  Dense with ``pages`` (persistent, private: a swap disk), else sparse."""
 
+    model_config = _examples({"vm": "web-1", "persistent": False}, {"vm": "web-1", "pages": 65536})
+
     vm: VmName
-    persistent: bool = True
-    pages: Annotated[int, Field(ge=1, le=(1 << 32) - 1)] | None = None
+    persistent: Flag = True
+    pages: Annotated[Whole, Field(ge=1, le=(1 << 32) - 1)] | None = None
     #: Of a shared pool, which is made or joined; the VM has to be authorised for it.
     uuid: Uuid | None = None
     codec: Codec = "lz4"
@@ -234,6 +258,8 @@ class PoolCreate(_Strict):
 
 class PoolUpdate(_Strict):
     """What can change of a pool: how what is put from now on is compressed, ``none`` for not at all."""
+
+    model_config = _examples({"codec": "none"})
 
     codec: Codec
 
@@ -371,12 +397,14 @@ def _settings(given: dict[str, str | int | float]) -> dict[str, str | int | floa
 class RunCreate(_Strict):
     """A bench to run on the agent's host, as ``tmem bench`` does."""
 
+    model_config = _examples({"bench": "store", "quick": True, "rounds": 3, "settings": {"parts": "cost"}})
+
     bench: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$", description="As `tmem bench --help` lists them")]
-    quick: bool = True
-    seed: Annotated[int, Field(ge=0, le=(1 << 32) - 1)] = 1
+    quick: Flag = True
+    seed: Annotated[Whole, Field(ge=0, le=(1 << 32) - 1)] = 1
     #: Only these arms, and how often each runs; None: the bench's own.
     arms: Annotated[str, Field(pattern=r"^[a-z0-9,.+_-]{1,500}$")] | None = None
-    rounds: Annotated[int, Field(ge=1, le=1000)] | None = None
+    rounds: Annotated[Whole, Field(ge=1, le=1000)] | None = None
     #: Any other options of the bench, as with ``--set``.
     settings: Annotated[dict[str, str | int | float], Field(max_length=50), AfterValidator(_settings)] = Field(
         default_factory=dict

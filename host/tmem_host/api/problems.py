@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from tmem_host.errors import InvalidInput, NotFound, TmemError, Unauthorised, one_line
 from tmem_host.models import Problem
@@ -45,6 +46,12 @@ def validation_message(errors: Sequence[Any]) -> str:
     return f"{place}: {message}" if place else message
 
 
+def _allowed(request: Request) -> list[str]:
+    """Methods of all routes of the path: the framework names those of the first one."""
+    found = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in found for method in getattr(route, "methods", None) or ()})
+
+
 def install(app: FastAPI) -> None:
     """Registers the handlers on ``app``."""
 
@@ -61,7 +68,10 @@ def install(app: FastAPI) -> None:
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
         cls = NotFound if error.status_code == HTTPStatus.NOT_FOUND else InvalidInput
         message = f"{request.method} {request.url.path}: {error.detail}"
-        return problem(cls(message, "see /openapi.json"), error.status_code, dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers["Allow"] = ", ".join(_allowed(request))
+        return problem(cls(message, "see /openapi.json"), error.status_code, headers)
 
     @app.exception_handler(Exception)
     async def _bug(request: Request, error: Exception) -> JSONResponse:
