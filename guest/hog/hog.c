@@ -26,20 +26,18 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <stdarg.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 #include <linux/fs.h>
 
-enum { PAGE = 4096, WORDS = PAGE / 8, CHUNK = 32, MAX_SAMPLES = 65536, MAX_REPORTED = 8 };
+#include "../work/base.h"
+
+enum { CHUNK = 32, MAX_REPORTED = 8 };
 enum pattern { SYNTHETIC, SAME, ZERO, CORPUS };
 
 static struct {
@@ -57,120 +55,7 @@ static uint64_t corpus_pages;
 static uint64_t scratch[WORDS] __attribute__((aligned(PAGE)));
 static uint64_t bad_total;
 
-/* --- output ------------------------------------------------------------------------------------------------------ */
-
-static char out[MAX_SAMPLES * 4 / 3 * 4 + 8192];
-static size_t out_len;
-
-static void emit(const char *format, ...)
-{
-	va_list ap;
-	va_start(ap, format);
-	int n = vsnprintf(out + out_len, sizeof(out) - out_len, format, ap);
-	va_end(ap);
-	if (n > 0)
-		out_len += (size_t)n;
-}
-
-static void flush_line(void)
-{
-	emit("\n");
-	for (size_t done = 0; done < out_len;) {
-		ssize_t n = write(STDOUT_FILENO, out + done, out_len - done);
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			exit(2);	/* nobody is listening */
-		done += (size_t)n;
-	}
-	out_len = 0;
-}
-
-static void emit_base64(const void *data, size_t len)
-{
-	static const char digit[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-	const uint8_t *p = data;
-	for (size_t i = 0; i < len; i += 3) {
-		uint32_t v = (uint32_t)p[i] << 16;
-		if (i + 1 < len)
-			v |= (uint32_t)p[i + 1] << 8;
-		if (i + 2 < len)
-			v |= p[i + 2];
-		out[out_len++] = digit[v >> 18];
-		out[out_len++] = digit[v >> 12 & 63];
-		out[out_len++] = i + 1 < len ? digit[v >> 6 & 63] : '=';
-		out[out_len++] = i + 2 < len ? digit[v & 63] : '=';
-	}
-}
-
-static void die(const char *what, const char *why)
-{
-	emit("{\"event\":\"error\",\"error\":\"%s: %s\"}", what, why);
-	flush_line();
-	exit(2);
-}
-
-/* --- time and counters ------------------------------------------------------------------------------------------- */
-
-static uint64_t now_ns(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
-static int compare_u32(const void *a, const void *b)
-{
-	uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
-	return x < y ? -1 : x > y;
-}
-
-static long major_faults(void)
-{
-	struct rusage r;
-	getrusage(RUSAGE_SELF, &r);
-	return r.ru_majflt;
-}
-
-static const char *const counter_name[] = {
-	"pswpin", "pswpout", "pgfault", "pgmajfault", "swap_ra", "swap_ra_hit", "pgscan_direct", "pgscan_kswapd",
-	"pgsteal_direct", "pgsteal_kswapd", "allocstall_normal", "allocstall_dma32", "allocstall_movable", "oom_kill",
-};
-enum { COUNTERS = sizeof(counter_name) / sizeof(counter_name[0]) };
-
-static void read_counters(uint64_t value[COUNTERS])
-{
-	static char text[32768];
-	memset(value, 0, COUNTERS * sizeof(value[0]));
-	int fd = open("/proc/vmstat", O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return;
-	size_t len = 0;
-	for (ssize_t n; len < sizeof(text) - 1 && (n = read(fd, text + len, sizeof(text) - 1 - len)) > 0;)
-		len += (size_t)n;
-	close(fd);
-	text[len] = 0;
-	for (char *line = text; *line;) {
-		char *end = strchr(line, '\n'), *space = strchr(line, ' ');
-		if (!end || !space || space > end)
-			break;
-		*space = 0;
-		for (int i = 0; i < COUNTERS; i++)
-			if (!strcmp(line, counter_name[i]))
-				value[i] = strtoull(space + 1, NULL, 10);
-		line = end + 1;
-	}
-}
-
 /* --- content ----------------------------------------------------------------------------------------------------- */
-
-static uint64_t mix(uint64_t x)	/* splitmix64's finaliser */
-{
-	x += 0x9e3779b97f4a7c15u;
-	x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
-	x = (x ^ x >> 27) * 0x94d049bb133111ebu;
-	return x ^ x >> 31;
-}
 
 static uint64_t stamp(uint64_t index, uint64_t gen)
 {
@@ -236,39 +121,23 @@ static void check_page(const uint64_t *page, uint64_t index, uint64_t *bad)
 
 /* --- phases ------------------------------------------------------------------------------------------------------ */
 
+static uint32_t samples[MAX_SAMPLES];
+
 static struct {
 	const char *name;
-	uint64_t planned, done, bad, major, rewrites, started, told, lcg;
+	uint64_t planned, done, bad, rewrites, started, told;
 	uint64_t before[COUNTERS];
-	uint32_t sample[MAX_SAMPLES];
-	uint64_t seen;
+	struct series series;
 } phase;
 
 static void phase_start(const char *name, uint64_t planned)
 {
 	phase.name = name;
 	phase.planned = planned;
-	phase.done = phase.bad = phase.major = phase.rewrites = phase.seen = 0;
-	phase.lcg = mix(opt.seed);
+	phase.done = phase.bad = phase.rewrites = 0;
+	phase.series = (struct series){ .lcg = mix(opt.seed), .size = (uint64_t)opt.samples, .sample = samples };
 	read_counters(phase.before);
 	phase.started = phase.told = now_ns();
-}
-
-/* Vitter's algorithm R: each access has the same chance to be in the reservoir. */
-static void take_sample(uint64_t ns, int is_major)
-{
-	uint32_t value = ns > 0x7fffffffu ? 0x7fffffffu : (uint32_t)ns;
-	uint64_t slot = phase.seen++;
-	if (is_major) {
-		value |= 0x80000000u;
-		phase.major++;
-	}
-	if (slot >= (uint64_t)opt.samples) {
-		phase.lcg = phase.lcg * 6364136223846793005u + 1442695040888963407u;
-		slot = (phase.lcg >> 11) % phase.seen;
-	}
-	if (slot < (uint64_t)opt.samples)
-		phase.sample[slot] = value;
 }
 
 /* Times the first load or store of a page; returns the time of its end. */
@@ -282,7 +151,7 @@ static uint64_t touch(uint64_t *page, int write_it)
 	else
 		(void)*word;
 	uint64_t t1 = now_ns();
-	take_sample(t1 - t0, major_faults() != major);
+	take_sample(&phase.series, t1 - t0, major_faults() != major);
 	return t1;
 }
 
@@ -299,17 +168,14 @@ static void step(uint64_t now)
 
 static void phase_end(void)
 {
-	uint64_t elapsed = now_ns() - phase.started, after[COUNTERS];
-	size_t kept = phase.seen < (uint64_t)opt.samples ? phase.seen : (size_t)opt.samples;
-	read_counters(after);
+	uint64_t elapsed = now_ns() - phase.started;
 	emit("{\"event\":\"phase\",\"phase\":\"%s\",\"pages\":%llu,\"nanoseconds\":%llu,\"bad\":%llu,\"major\":%llu,"
-	     "\"rewrites\":%llu,\"accesses\":%llu,\"vmstat\":{", phase.name, (unsigned long long)phase.done,
-	     (unsigned long long)elapsed, (unsigned long long)phase.bad, (unsigned long long)phase.major,
-	     (unsigned long long)phase.rewrites, (unsigned long long)phase.seen);
-	for (int i = 0; i < COUNTERS; i++)
-		emit("%s\"%s\":%llu", i ? "," : "", counter_name[i], (unsigned long long)(after[i] - phase.before[i]));
-	emit("},\"samples\":\"");
-	emit_base64(phase.sample, kept * sizeof(phase.sample[0]));
+	     "\"rewrites\":%llu,\"accesses\":%llu,\"vmstat\":", phase.name, (unsigned long long)phase.done,
+	     (unsigned long long)elapsed, (unsigned long long)phase.bad, (unsigned long long)phase.series.faults,
+	     (unsigned long long)phase.rewrites, (unsigned long long)phase.series.seen);
+	emit_counters_since(phase.before);
+	emit(",\"samples\":\"");
+	emit_base64(samples, series_kept(&phase.series) * sizeof(samples[0]));
 	emit("\"}");
 	flush_line();
 }
@@ -401,16 +267,6 @@ static void map_corpus(void)
 	close(fd);
 }
 
-static long number(const char *key, const char *text, long low, long high)
-{
-	char *end;
-	errno = 0;
-	long v = strtol(text, &end, 10);
-	if (errno || end == text || *end || v < low || v > high)
-		die(key, "not a number in its range");
-	return v;
-}
-
 static void parse(int argc, char **argv)
 {
 	for (int i = 1; i < argc; i++) {
@@ -453,15 +309,10 @@ static void parse(int argc, char **argv)
 
 static void announce(void)
 {
-	enum { TRIALS = 1000 };
-	uint32_t cost[TRIALS];
-	for (int i = 0; i < TRIALS; i++) {
-		uint64_t t0 = now_ns();
-		cost[i] = (uint32_t)(now_ns() - t0);
-	}
-	qsort(cost, TRIALS, sizeof(cost[0]), compare_u32);
-	emit("{\"event\":\"start\",\"pages\":%llu,\"corpus_pages\":%llu,\"clock_ns\":{\"min\":%u,\"median\":%u,\"p99\":%u}}",
-	     (unsigned long long)pages, (unsigned long long)corpus_pages, cost[0], cost[TRIALS / 2], cost[TRIALS * 99 / 100]);
+	emit("{\"event\":\"start\",\"pages\":%llu,\"corpus_pages\":%llu,\"clock_ns\":", (unsigned long long)pages,
+	     (unsigned long long)corpus_pages);
+	emit_clock_cost();
+	emit("}");
 	flush_line();
 }
 

@@ -1,74 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Output, time, memory and contents. */
+/* Memory and contents. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <math.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
-#include <time.h>
-#include <unistd.h>
 
 #include "work.h"
 
 enum { MAX_REPORTED = 8, CHUNK = 32 };
-
-static char out[64 * 1024];
-static size_t out_len;
-
-void emit(const char *format, ...)
-{
-	va_list ap;
-	va_start(ap, format);
-	int n = vsnprintf(out + out_len, sizeof(out) - out_len, format, ap);
-	va_end(ap);
-	if (n < 0 || (size_t)n >= sizeof(out) - out_len)
-		abort();	/* a line of ours is bounded */
-	out_len += (size_t)n;
-}
-
-void flush_line(void)
-{
-	emit("\n");
-	for (size_t done = 0; done < out_len;) {
-		ssize_t n = write(STDOUT_FILENO, out + done, out_len - done);
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			_exit(2);	/* nobody is listening */
-		done += (size_t)n;
-	}
-	out_len = 0;
-}
-
-void die(const char *what, const char *why)
-{
-	out_len = 0;
-	emit("{\"event\":\"error\",\"error\":\"");
-	for (const char *part[] = { what, ": ", why }, **p = part; p < part + 3; p++)
-		for (const char *c = *p; *c; c++)
-			emit("%c", *c == '"' || *c == '\\' || (unsigned char)*c < ' ' || *c & 0x80 ? '?' : *c);
-	emit("\"}");
-	flush_line();
-	_exit(2);
-}
-
-uint64_t now_ns(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
-long major_faults(void)
-{
-	struct rusage r;
-	getrusage(RUSAGE_SELF, &r);
-	return r.ru_majflt;
-}
 
 void *anonymous(size_t bytes)
 {
@@ -86,14 +26,6 @@ void *locked(size_t bytes)
 	if (p == MAP_FAILED || mlock(p, bytes))
 		die("no memory that stays", strerror(errno));
 	return p;
-}
-
-uint64_t mix(uint64_t x)	/* splitmix64's finaliser */
-{
-	x += 0x9e3779b97f4a7c15u;
-	x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
-	x = (x ^ x >> 27) * 0x94d049bb133111ebu;
-	return x ^ x >> 31;
 }
 
 struct rng rng_from(uint64_t seed)

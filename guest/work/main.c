@@ -19,7 +19,7 @@
  * All contents depend on seed, key and version, and are compared when they are read: what comes back in another's place,
  * old, or changed counts as bad. Whatever knows what should be there is locked in memory; the data is not.
  *
- * Output: JSON lines: "start"; "progress", twice a second; for each phase "phase" and then its series of latencies in
+ * Output: JSON lines: "start"; "progress", at the start of a phase and twice a second; for each phase "phase" and then its series of latencies in
  * lines "samples"; "bad", of the first few; "done" or "error". "samples" is base64 of little-endian u32: bit 31 says that
  * there was a major fault, the others are nanoseconds (saturating), the clock's own cost included; that cost is in the
  * "start" line. "seen" says how many a series was drawn from. A long series comes in several lines, counted by "part";
@@ -28,8 +28,6 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <signal.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -71,12 +69,7 @@ static void set_number(const char *key, const char *text)
 	for (int i = 0; i < NUMBERS; i++) {
 		if (strcmp(key, numbers[i].name))
 			continue;
-		char *end;
-		errno = 0;
-		long v = strtol(text, &end, 10);
-		if (errno || end == text || *end || v < numbers[i].low || v > numbers[i].high)
-			die(key, "not a number in its range");
-		*numbers[i].value = v;
+		*numbers[i].value = number(key, text, numbers[i].low, numbers[i].high);
 		return;
 	}
 	die("unknown argument", key);

@@ -1,12 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the workloads share: options, output, time, contents, latency samples, phases. main.c says how they are used. */
+/* What the workloads share: options, memory, contents, phases. main.c says how they are used. */
 #ifndef WORK_H
 #define WORK_H
 
-#include <stddef.h>
-#include <stdint.h>
-
-enum { PAGE = 4096, WORDS = PAGE / 8, MAX_SAMPLES = 65536 };
+#include "base.h"
 
 /* main.c has the defaults and the meaning. */
 struct options {
@@ -15,22 +12,12 @@ struct options {
 };
 extern struct options opt;
 
-/* ---- output: JSON lines -------------------------------------------------------------------------------------------- */
+/* ---- memory ----------------------------------------------------------------------------------------------------------- */
 
-void emit(const char *format, ...) __attribute__((format(printf, 1, 2)));
-void flush_line(void);
-_Noreturn void die(const char *what, const char *why);
-
-/* ---- time and memory ------------------------------------------------------------------------------------------------ */
-
-uint64_t now_ns(void);
-long major_faults(void);	/* of this process */
 void *anonymous(size_t bytes);	/* may be swapped, page by page */
 void *locked(size_t bytes);	/* may not; children share it */
 
 /* ---- contents ------------------------------------------------------------------------------------------------------- */
-
-uint64_t mix(uint64_t x);
 
 struct rng { uint64_t x; };
 struct rng rng_from(uint64_t seed);
@@ -50,14 +37,9 @@ uint64_t bad_total(void);
 /* True if all words are as made, else it is reported. */
 int verify(const uint64_t *found, size_t words, uint64_t key, uint64_t version);
 
-/* ---- latency samples: a reservoir, in locked memory ------------------------------------------------------------------ */
+/* ---- latency samples: opt.samples of a series, in locked memory -------------------------------------------------------- */
 
-struct series {
-	uint64_t seen, faults, total_ns, lcg;
-	uint32_t *sample;	/* opt.samples of them: bit 31 a major fault, the others nanoseconds */
-};
 void series_init(struct series *series);
-void take_sample(struct series *series, uint64_t ns, int fault);
 /* Touches a word and takes the time; the series is `hit` or `fault`. */
 void touch(volatile uint64_t *word, int write_it, struct series *hit, struct series *fault);
 

@@ -109,7 +109,8 @@ def test_hot_items_are_as_hot_as_zipf_says(work: Path, tmp_path: Path) -> None:
     )
     program = tmp_path / "draw"
     folder = sources().work[0].parent
-    argv = ["cc", "-O2", f"-I{folder}", "-o", str(program), str(source), str(folder / "common.c"), "-lm"]
+    argv = ["cc", "-O2", f"-I{folder}", "-o", str(program), str(source)]
+    argv += [str(folder / "common.c"), str(folder / "base.c"), "-lm"]
     subprocess.run(argv, check=True)
     drawn = Counter(subprocess.run([str(program)], capture_output=True, check=True).stdout.split())
     total = sum(1 / rank**0.99 for rank in range(1, 50001))

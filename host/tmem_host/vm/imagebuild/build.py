@@ -67,7 +67,7 @@ def find_tool(name: str, package: str) -> str:
 
 def compile_hog(source: Path, target: Path) -> None:
     """The memory hog. Raises Unavailable without a compiler or a static libc, with the compiler's first words."""
-    _compile([source], target)
+    _compile([source, source.parents[1] / "work" / "base.c"], target)
 
 
 def compile_work(sources: list[Path], target: Path) -> None:
