@@ -19,6 +19,7 @@ from tmem_host.client import AgentClient
 from tmem_host.config import MIB, PAGE_SIZE
 from tmem_host.errors import Unavailable
 from tmem_host.models import Codec, StoreInfo, VmCreate
+from tmem_host.vm.base import Vm
 from tmem_host.vm.direct import DirectVm
 from tmem_host.vm.guest_results import HogResult, Progress
 from tmem_host.vm.images import guest_image
@@ -53,6 +54,8 @@ class HogPlan:
     pattern: str = "synthetic:50"
     seed: int = 1
     accel: AccelName = "auto"
+    #: Where libvirtd answers, which then starts the guest; None: QEMU as a child of this process.
+    libvirt: str | None = None
     #: Seconds for one hog, all its phases.
     deadline: float = 900.0
 
@@ -99,10 +102,18 @@ class HogReport:
         return self.held_end <= self.held_start * (1 + SETTLED)
 
 
+def _vm(plan: HogPlan, spec: VmSpec) -> Vm:
+    if plan.libvirt is None:
+        return DirectVm(spec)
+    from tmem_host.vm.libvirt_vm import LibvirtVm
+
+    return LibvirtVm(spec, uri=plan.libvirt)
+
+
 @contextlib.asynccontextmanager
 async def guest(
     plan: HogPlan, client: AgentClient, name: str, workdir: Path | None = None, evidence: Path | None = None
-) -> AsyncIterator[DirectVm]:
+) -> AsyncIterator[Vm]:
     """A VM of the agent and the guest on it, both gone when the block ends.  Logs go to ``evidence`` when it fails."""
     wanted = VmCreate(
         name=name,
@@ -124,7 +135,7 @@ async def guest(
             accel=plan.accel,
             workdir=workdir,
         )
-        async with DirectVm(spec) as vm:
+        async with _vm(plan, spec) as vm:
             try:
                 yield vm
             except BaseException:
@@ -196,7 +207,7 @@ class HogRun:
         self.killed = 0
         self.held_peak = self.pages_peak = self.vm_held_peak = 0
 
-    async def hogs(self, vm: DirectVm) -> list[HogResult]:
+    async def hogs(self, vm: Vm) -> list[HogResult]:
         hogs = [asyncio.ensure_future(self._hog(vm, number)) for number in range(self._plan.hogs)]
         kill, sample = asyncio.ensure_future(self._kill()), asyncio.ensure_future(self._sample())
         running = asyncio.gather(*hogs)
@@ -213,7 +224,7 @@ class HogRun:
                 task.cancel()
             await asyncio.gather(*hogs, kill, sample, return_exceptions=True)
 
-    async def _hog(self, vm: DirectVm, number: int) -> HogResult:
+    async def _hog(self, vm: Vm, number: int) -> HogResult:
         return await vm.agent.hog(
             self._plan.hog_mib,
             pattern=self._plan.pattern,

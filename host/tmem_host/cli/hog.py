@@ -29,6 +29,10 @@ def hog(
     pattern: Annotated[str, typer.Option(help="Pages: same, zero or synthetic:PERCENT.")] = "synthetic:50",
     poll_us: Annotated[int, typer.Option("--poll-us", min=0, max=10_000, help="µs to spin before sleeping.")] = 0,
     accel: Annotated[str, typer.Option(parser=either(("auto", "kvm", "tcg")), metavar="auto|kvm|tcg")] = "auto",
+    libvirt: Annotated[
+        str | None,
+        typer.Option(metavar="URI", show_default="QEMU as a child", help="Let libvirt start the guest: qemu:///system"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Boot a guest on an agent of its own, fill its memory several times, verify every page.
@@ -55,6 +59,7 @@ def hog(
         pattern=pattern,
         poll_us=poll_us,
         accel=accel,  # type: ignore[arg-type]  # by its parser
+        libvirt=libvirt,
     )
     limit = worst_case_bytes(plan.device_bytes // PAGE_SIZE) + 64 * MIB
     with temporary_agent(limit) as agent, progress() as report:
