@@ -2,7 +2,7 @@
 """Requests that nobody here thought of, made out of the OpenAPI description, with a token and without.
 
 No answer is an error of the server's (but 503 and 507, which are described), and none has a status, a type or a shape
-that is not described.  Benches are stand-ins; what would follow a run to its end, or boot a guest, has tests of its own.
+that is not described.  Benches are stand-ins; what follows a run to its end, or boots a guest, has tests of its own.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from tmem_host.cli import jobs, pool, token, vm
 from tmem_host.cli.hog import hog
 from tmem_host.cli.options import Json, State, client, remote, size
 from tmem_host.cli.routes import routes
+from tmem_host.cli.top import top
 from tmem_host.errors import Unavailable
 from tmem_host.report.cli import app as report
 
@@ -42,6 +43,7 @@ except ImportError as missing:
 app.add_typer(bench, name="bench")
 app.add_typer(report, name="report")
 app.command(epilog="Example: tmem hog --kernel 6.12 --codec zstd --kill-agent 10")(hog)
+app.command(epilog="Examples: tmem top; tmem top --once --json | jq '.vms[0]'")(top)
 app.command(epilog="Example: tmem routes --route swap-disk:virtio-tmem --kernel 6.12 --vcpus 2")(routes)
 
 

@@ -135,7 +135,9 @@ class Job:
         elif event.kind == "step":
             progress.step, progress.detail, progress.left_seconds = event.text, "", event.left
         elif event.kind == "advance":
+            # Told with the next step.
             progress.done += 1
+            return
         elif event.kind == "note":
             self._history.tell(self._number, "note", {"text": event.text})
             self._news()
