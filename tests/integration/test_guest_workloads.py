@@ -23,7 +23,7 @@ from tmem_host.vm_run import HogPlan, guest
 pytestmark = pytest.mark.vm
 
 #: More than such a guest has to give; and little, as a page that comes back takes a fifth of a millisecond under TCG.
-DATA_MIB = 72
+DATA_MIB = 48
 
 
 #: Bytes of swap that others than a workload may use.
