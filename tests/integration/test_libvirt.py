@@ -26,7 +26,7 @@ from tmem_host.vm.base import Vm
 from tmem_host.vm.guest_client import GuestClient
 from tmem_host.vm.images import KernelImage, guest_image
 from tmem_host.vm.libvirt_attach import Request
-from tmem_host.vm.libvirt_link import Lifecycle, Link
+from tmem_host.vm.libvirt_link import Lifecycle, Link, library
 from tmem_host.vm.libvirt_vm import LibvirtVm
 from tmem_host.vm.spec import VhostUserBlk, VmSpec
 
@@ -298,6 +298,29 @@ async def test_a_running_domain_is_attached_and_detached(
         if libvirtd.virsh("domstate", "others") != "shut off":
             libvirtd.virsh("destroy", "others")
         libvirtd.virsh("undefine", "others")
+
+
+EMPTY = """\
+<domain type='qemu'>
+  <name>empty</name><memory unit='MiB'>64</memory>
+  <os><type arch='x86_64' machine='pc'>hvm</type></os><features><acpi/></features>
+</domain>
+"""
+
+
+async def test_a_closed_link_leaves_nothing(libvirtd: PrivateLibvirtd) -> None:
+    """Callbacks hold a connection open, and with it what was to end with it."""
+    libvirt = library()
+    link = Link(libvirtd.uri)
+    seen: list[tuple[str, Lifecycle]] = []
+    link.watch(lambda name, what: seen.append((name, what)))
+    link.run("empty", lambda connection: connection.createXML(EMPTY, libvirt.VIR_DOMAIN_START_AUTODESTROY).name())
+    assert libvirtd.virsh("list", "--name") == "empty"
+    await wait_until(lambda: ("empty", Lifecycle.STARTED) in seen, "the link hears of it")
+    link.close()
+    await wait_until(lambda: libvirtd.virsh("list", "--name") == "", "the domain ends")
+    with pytest.raises(Conflict, match="was closed"):
+        link.run("empty", lambda connection: connection.getHostname())
 
 
 def state_of(vm: Vm) -> str:

@@ -104,6 +104,8 @@ class Link:
         #: A daemon answered once.
         self._known = False
         self._watchers: list[Watcher] = []
+        #: libvirt's number of the callback for events, while it is registered.
+        self._events: int | None = None
         self._closed = False
         self._seeking: threading.Thread | None = None
 
@@ -180,11 +182,17 @@ class Link:
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
-        if connection is not None:
-            with contextlib.suppress(Exception):
-                connection.unregisterCloseCallback()
-            with contextlib.suppress(Exception):
-                connection.close()
+        events, self._events = self._events, None
+        if connection is None:
+            return
+        # Each callback holds the connection open.
+        with contextlib.suppress(Exception):
+            if events is not None:
+                connection.domainEventDeregisterAny(events)
+        with contextlib.suppress(Exception):
+            connection.unregisterCloseCallback()
+        with contextlib.suppress(Exception):
+            connection.close()
 
     def close(self) -> None:
         """Domains that were started to end with the connection end."""
@@ -200,7 +208,7 @@ class Link:
         libvirt = library()
         with self._lock:
             self._watchers.append(watcher)
-            if len(self._watchers) == 1 and self._connection is not None:
+            if self._events is None and self._connection is not None:
                 self._register(libvirt)
         self._open(libvirt, "watching domains")
 
@@ -211,7 +219,8 @@ class Link:
         return end
 
     def _register(self, libvirt: Any) -> None:
-        self._connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None)
+        kind = libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE
+        self._events = self._connection.domainEventRegisterAny(None, kind, self._on_lifecycle, None)
 
     def _on_lifecycle(self, _connection: Any, domain: Any, event: int, _detail: int, _opaque: object) -> None:
         libvirt = library()
@@ -237,7 +246,7 @@ class Link:
             if self._closed or self._connection is not connection:
                 return
             log.warning("%s: the connection was lost (%d)", self.uri, reason)
-            self._connection = None
+            self._connection = self._events = None
             if self._watchers and (self._seeking is None or not self._seeking.is_alive()):
                 self._seeking = threading.Thread(target=self._seek, name="libvirt-seek", daemon=True)
                 self._seeking.start()
