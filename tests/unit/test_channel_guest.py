@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import re
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from tmem_host.bench import channel_copies, channel_guest, channel_probe, channe
 from tmem_host.bench.layout import headline
 from tmem_host.bench.layout_more import tables
 from tmem_host.bench.results import Results
+from tmem_host.core import CoreError, Engine, Store, measure_engine
 from tmem_host.errors import InvalidInput
 from tmem_host.report.html_part import bench_part
 from tmem_host.report.plots import plots_for
@@ -177,3 +179,31 @@ def test_compound_pages(gain: float, dearer: float, outcome: str) -> None:
     assert found.outcome == outcome
     assert "64 bytes out of a page take 0.6" in found.decision.because
     assert "sixteen of 4 KiB" in found.decision.because
+
+
+# ---- the core's side
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"op": "nonsense"},
+        {"op": "put", "batch": 0},
+        {"op": "put", "batch": 129},
+        {"op": "exchange", "batch": 2},
+        {"op": "put", "page_bytes": 5000},
+        {"op": "put", "page_bytes": 4 << 20},
+        {"op": "read"},
+        {"op": "get", "length": 64},
+        {"op": "write", "length": 8192},
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused(tmp_path: Path, asked: dict[str, object]) -> None:
+    store = Store(str(tmp_path / "arena"), limit_bytes=8 << 20)
+    store.vm_create("vm")
+    with pytest.raises(CoreError) as refused:
+        measure_engine(Engine(store, "vm"), bytes(8192), pool=0, requests=1, **asked)  # type: ignore[arg-type]
+    assert refused.value.kind == "invalid"
+    with pytest.raises(CoreError, match="is answered bad-pool"):
+        measure_engine(Engine(store, "vm"), bytes(8192), op="put", pool=7, requests=1)
+    store.close()
