@@ -71,9 +71,9 @@ def test_a_record_says_how_its_pages_cross() -> None:
     )
 
 
-def test_the_probe_wants_whole_large_pages(tmp_path: object) -> None:
+def test_the_probe_wants_whole_large_pages(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="4096 bytes of pages"):
-        channel_probe.image(bytes(4096), tmp_path)  # type: ignore[arg-type]
+        channel_probe.image(bytes(4096), tmp_path)
 
 
 def test_own_arms_measure_every_operation_at_every_size() -> None:
