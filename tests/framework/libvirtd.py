@@ -45,6 +45,7 @@ set -eu
 while read -r target source; do mkdir -p "$target"; mount --bind "$source" "$target"; done < mounts
 while :; do /usr/sbin/libvirtd --pid-file "$PWD/pid" & wait $! || true; rm -f "$PWD/pid"; done
 """
+NAMESPACES = ("--mount", "--pid", "--fork", "--mount-proc", "--kill-child=KILL")
 START_DEADLINE = 30.0
 
 
@@ -64,10 +65,9 @@ class PrivateLibvirtd:
         (self.folder / "etc" / "qemu.conf").write_text(QEMU_CONF)
         (self.folder / "etc" / "libvirtd.conf").write_text(LIBVIRTD_CONF)
         (self.folder / "mounts").write_text("".join(f"{k} {self.folder / v}\n" for k, v in FOLDERS.items()))
-        namespaces = ("--mount", "--pid", "--fork", "--mount-proc", "--kill-child=KILL")
         with self.log.open("ab") as log:
             self._child = subprocess.Popen(
-                ["unshare", *namespaces, "bash", "-c", SCRIPT],
+                ["unshare", *NAMESPACES, "bash", "-c", SCRIPT],
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -133,6 +133,9 @@ def private_libvirtd(folder: Path) -> Iterator[PrivateLibvirtd]:
         pytest.skip("libvirt is not installed (scripts/install-deps vagrant)")
     if os.geteuid() != 0:
         pytest.skip("a libvirtd of the test's own needs root")
+    tried = subprocess.run(["unshare", *NAMESPACES, "true"], capture_output=True, text=True, check=False)
+    if tried.returncode != 0:
+        pytest.skip(f"a libvirtd of the test's own needs namespaces: {tried.stderr.strip()}")
     daemon = PrivateLibvirtd(folder)
     try:
         daemon.start()
