@@ -8,7 +8,7 @@
 
 enum { PAGE = 4096, WORDS = PAGE / 8, MAX_SAMPLES = 65536 };
 
-/* ---- output ------------------------------------------------------------------------------------------------------------ */
+/* ---- output ------------------------------------------------------------------------------------------------------ */
 
 void emit(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void emit_base64(const void *data, size_t len);
@@ -18,7 +18,7 @@ _Noreturn void die(const char *what, const char *why);
 /* A whole number within bounds, or die(). */
 long number(const char *key, const char *text, long low, long high);
 
-/* ---- time and counters ------------------------------------------------------------------------------------------------- */
+/* ---- time and counters ------------------------------------------------------------------------------------------- */
 
 uint64_t now_ns(void);
 long major_faults(void);	/* of this process */
@@ -30,7 +30,7 @@ void emit_counters_since(const uint64_t before[COUNTERS]);	/* an object: of /pro
 
 uint64_t mix(uint64_t x);
 
-/* ---- latency samples: a reservoir -------------------------------------------------------------------------------------- */
+/* ---- latency samples: a reservoir -------------------------------------------------------------------------------- */
 
 struct series {
 	uint64_t seen, faults, total_ns, lcg, size;

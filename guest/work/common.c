@@ -41,7 +41,7 @@ uint64_t rng_next(struct rng *rng)	/* Marsaglia's xorshift64, its weak low bits 
 	return mix(rng->x);
 }
 
-/* --- zipf: Gray et al., "Quickly generating billion-record synthetic databases" (1994), as YCSB has it ----------------- */
+/* --- zipf: Gray et al., "Quickly generating billion-record synthetic databases" (1994), as YCSB has it ------------ */
 
 static double zeta(uint64_t n, double theta)
 {
@@ -92,7 +92,7 @@ uint64_t zipf_next(const struct zipf *z, struct rng *rng)
 	return spread(z, rank < z->n ? rank : z->n - 1);
 }
 
-/* --- contents ----------------------------------------------------------------------------------------------------------- */
+/* --- contents ----------------------------------------------------------------------------------------------------- */
 
 /* Word i of an object, from the state that goes from word to word. The first two say what it is. */
 static inline uint64_t word(size_t i, uint64_t key, uint64_t version, uint64_t first, uint64_t *x, size_t random_words)

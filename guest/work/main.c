@@ -7,6 +7,7 @@
  *     count=N                    accesses (zipf), operations (redis); default: as many as there are pages or keys
  *     seconds=N                  end that phase after so long (default 0: no limit)
  *     rewrite=PERCENT            share of accesses that write anew (default 5), of operations that are SETs (10)
+ *     check=0|1                  zipf, redis: read everything once at the end (default 1)
  *     theta=PERCENT              skew of the zipf distribution, 0 (none) to 99 (default 99)
  *     value=N                    redis: bytes of a value on average (default 512)
  *     jobs=N parallel=N          build: processes in all (default 32), at once (4)
@@ -19,11 +20,11 @@
  * All contents depend on seed, key and version, and are compared when they are read: what comes back in another's place,
  * old, or changed counts as bad. Whatever knows what should be there is locked in memory; the data is not.
  *
- * Output: JSON lines: "start"; "progress", at the start of a phase and twice a second; for each phase "phase" and then its series of latencies in
- * lines "samples"; "bad", of the first few; "done" or "error". "samples" is base64 of little-endian u32: bit 31 says that
- * there was a major fault, the others are nanoseconds (saturating), the clock's own cost included; that cost is in the
- * "start" line. "seen" says how many a series was drawn from. A long series comes in several lines, counted by "part";
- * part 0 again: a reservoir of another process.
+ * Output: JSON lines: "start"; "progress", at the start of a phase and twice a second; for each phase "phase" and then
+ * its series of latencies in lines "samples"; "bad", of the first few; "done" or "error". "samples" is base64 of
+ * little-endian u32: bit 31 says that there was a major fault, the others are nanoseconds (saturating), the clock's own
+ * cost included; that cost is in the "start" line. "seen" says how many a series was drawn from. A long series comes in
+ * several lines, counted by "part"; part 0 again: a reservoir of another process.
  * Exit status: 0 nothing bad, 1 something bad, 2 wrong use, no memory, no space.
  */
 #define _GNU_SOURCE
@@ -34,8 +35,8 @@
 #include "work.h"
 
 struct options opt = {
-	.seed = 1, .theta = 99, .percent = 50, .samples = 8192, .value = 512, .jobs = 32, .parallel = 4, .object_kib = 64,
-	.sources = 8,
+	.seed = 1, .theta = 99, .check = 1, .percent = 50, .samples = 8192, .value = 512, .jobs = 32, .parallel = 4,
+	.object_kib = 64, .sources = 8,
 };
 
 static const struct {
@@ -52,6 +53,7 @@ static const struct {
 	{ "count", &opt.count, 1, 1L << 40 },
 	{ "seconds", &opt.seconds, 0, 1000000 },
 	{ "rewrite", &opt.rewrite, 0, 100 },
+	{ "check", &opt.check, 0, 1 },
 	{ "theta", &opt.theta, 0, 99 },
 	{ "value", &opt.value, 16, 32768 },
 	{ "jobs", &opt.jobs, 1, 100000 },

@@ -247,5 +247,6 @@ void run_redis(void)
 	announce("redis", "keys", table.keys);
 	load();
 	serve();
-	check();
+	if (opt.check)
+		check();
 }

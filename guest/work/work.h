@@ -7,17 +7,17 @@
 
 /* main.c has the defaults and the meaning. */
 struct options {
-	long mib, seed, theta, percent, samples, seconds, count, rewrite, value, jobs, parallel, object_kib, sources;
+	long mib, seed, theta, percent, samples, seconds, count, rewrite, check, value, jobs, parallel, object_kib, sources;
 	const char *dir;
 };
 extern struct options opt;
 
-/* ---- memory ----------------------------------------------------------------------------------------------------------- */
+/* ---- memory ------------------------------------------------------------------------------------------------------ */
 
 void *anonymous(size_t bytes);	/* may be swapped, page by page */
 void *locked(size_t bytes);	/* may not; children share it */
 
-/* ---- contents ------------------------------------------------------------------------------------------------------- */
+/* ---- contents ---------------------------------------------------------------------------------------------------- */
 
 struct rng { uint64_t x; };
 struct rng rng_from(uint64_t seed);
@@ -37,13 +37,13 @@ uint64_t bad_total(void);
 /* True if all words are as made, else it is reported. */
 int verify(const uint64_t *found, size_t words, uint64_t key, uint64_t version);
 
-/* ---- latency samples: opt.samples of a series, in locked memory -------------------------------------------------------- */
+/* ---- latency samples: opt.samples of a series, in locked memory -------------------------------------------------- */
 
 void series_init(struct series *series);
 /* Touches a word and takes the time; the series is `hit` or `fault`. */
 void touch(volatile uint64_t *word, int write_it, struct series *hit, struct series *fault);
 
-/* ---- phases ----------------------------------------------------------------------------------------------------------- */
+/* ---- phases ------------------------------------------------------------------------------------------------------ */
 
 void announce(const char *kind, const char *unit, uint64_t items);
 void phase_start(const char *name, uint64_t planned);
@@ -54,7 +54,7 @@ struct named_series { const char *name; const struct series *series; };
 struct named_count { const char *name; uint64_t value; };
 void phase_end(const struct named_count *counts, int n_counts, const struct named_series *series, int n_series);
 
-/* ---- the workloads ------------------------------------------------------------------------------------------------------ */
+/* ---- the workloads ----------------------------------------------------------------------------------------------- */
 
 void run_zipf(void);
 void run_build(void);

@@ -65,6 +65,11 @@ def test_redis(work: Path) -> None:
     assert done.phase("check").done == done.items > 4000
 
 
+@pytest.mark.parametrize("kind", ["zipf", "redis"])
+def test_the_last_pass_can_be_left_out(work: Path, kind: str) -> None:
+    assert [phase.name for phase in result(work, kind, "mib=1", "check=0").phases][1:] in (["access"], ["serve"])
+
+
 def test_redis_of_nothing_but_sets_stays_in_its_memory(work: Path) -> None:
     done = result(work, "redis", "mib=1", "count=100000", "rewrite=100", "value=64")
     assert done.phase("serve").counts["sets"] == 100000

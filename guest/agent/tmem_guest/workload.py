@@ -21,8 +21,8 @@ _HOG = {**_COMMON, "passes": 1000, "rewrite": 100}
 _HOG_FLAGS = ("recheck", "verify")
 _WORK = {**_COMMON, "seconds": 1_000_000, "percent": 100}
 _WORKLOADS = {
-    "zipf": {**_WORK, "count": 1 << 40, "rewrite": 100, "theta": 99},
-    "redis": {**_WORK, "count": 1 << 40, "rewrite": 100, "theta": 99, "value": 32768},
+    "zipf": {**_WORK, "count": 1 << 40, "rewrite": 100, "check": 1, "theta": 99},
+    "redis": {**_WORK, "count": 1 << 40, "rewrite": 100, "check": 1, "theta": 99, "value": 32768},
     "build": {**_WORK, "jobs": 100_000, "parallel": 64, "object_kib": 65536, "sources": 1000},
 }
 _OTHERS = {"hog": (*_HOG_FLAGS, "corpus", "pattern"), "build": ("dir",)}
