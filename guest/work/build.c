@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * What a kernel build does to memory: many short-lived processes, opt.parallel at once. Each reads the common headers and
- * a source through the page cache, fills a working set of its own, goes over it at random, writes an object file and
- * ends. Then one process reads all objects, as a linker does. Files lie in opt.dir, which may be memory as well (tmpfs).
+ * What a kernel build does to memory: many short-lived processes, opt.parallel at once. Each reads the headers and a
+ * source through the page cache, fills a working set of its own, goes over it at random, writes an object file and ends.
+ * Then one process reads all objects, as a linker does. Files lie in opt.dir, which may be memory as well (tmpfs).
  * Everything read is compared: headers, sources, working sets, objects.
  */
 #define _GNU_SOURCE

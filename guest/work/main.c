@@ -17,8 +17,8 @@
  *     seed=N                     another seed, other contents and accesses; the same, the same (default 1)
  *     samples=N                  size of the latency reservoirs (default 8192, at most 65536)
  *
- * All contents depend on seed, key and version, and are compared when they are read: what comes back in another's place,
- * old, or changed counts as bad. Whatever knows what should be there is locked in memory; the data is not.
+ * All contents depend on seed, key and version, and are compared when they are read: what comes back in another's
+ * place, old, or changed counts as bad. Whatever knows what should be there is locked in memory; the data is not.
  *
  * Output: JSON lines: "start"; "progress", at the start of a phase and twice a second; for each phase "phase" and then
  * its series of latencies in lines "samples"; "bad", of the first few; "done" or "error". "samples" is base64 of

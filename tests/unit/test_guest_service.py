@@ -8,6 +8,7 @@ import json
 import os
 import select
 import termios
+import threading
 import time
 import tty
 from collections.abc import Iterator
@@ -17,9 +18,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tmem_guest import cli, plan, probe, report, service, settings
+from tmem_guest import cli, plan, probe, report, server, service, settings
 from tmem_guest.frames import FrameReader, Kind, encode
 from tmem_guest.plan import Plan, choose
+from tmem_guest.port import Port
 from tmem_guest.probe import DiskFound, Found
 from tmem_guest.reporter import Reporter
 from tmem_guest.settings import BadSettings, Settings
@@ -258,6 +260,21 @@ def test_reports_go_out_once_the_host_is_in_step(terminal: tuple[int, str]) -> N
     token = b"fedcba9876543210"
     os.write(host, encode(Kind.SYNC, token))
     assert frames(host, FrameReader(token), 2)[0] == (Kind.SYNC, token)
+
+
+def test_requests_are_answered_on_a_port_until_the_host_asks_for_the_end(terminal: tuple[int, str]) -> None:
+    host, path = terminal
+    serving = threading.Thread(target=server.serve, args=(Port(path),))
+    serving.start()
+    os.write(host, b'nonsense\n{"id":1,"op":"report"}\n{"id":2,"op":"shutdown"}\n')
+    serving.join(30)
+    assert not serving.is_alive()
+    said = b""
+    while said.count(b"\n") < 3:
+        said += os.read(host, 65536)
+    answers = [json.loads(line) for line in said.splitlines()]
+    assert [answer["ok"] for answer in answers] == [False, True, True]
+    assert answers[1]["report"]["mem_total"] > 0
 
 
 # ---- what is noted ---------------------------------------------------------------------------------------------------
