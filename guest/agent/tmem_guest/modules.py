@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kernel modules that are no part of the kernel's own: handed over with the initramfs or installed; their debugfs."""
 
+import errno
 import os
 
 from . import libc
@@ -28,7 +29,9 @@ def mount_debugfs() -> None:
         try:
             libc.mount("debugfs", DEBUGFS, "debugfs")
         except OSError as error:
-            raise OpError(FAILED, f"debugfs cannot be mounted: {error.strerror}") from error
+            # Somebody else was asked at the same time, and mounted it.
+            if error.errno != errno.EBUSY:
+                raise OpError(FAILED, f"debugfs cannot be mounted: {error.strerror}") from error
 
 
 def _words(value: object) -> str:
