@@ -89,6 +89,16 @@ def test_a_machine_with_the_module(tmp_path: Path) -> None:
     assert {'tmem.set.source="frontswap"', 'tmem.set.channel="virtio-serial"', "tmem.set.size_mib=64"} <= set(words)
 
 
+def test_a_machine_with_the_module_and_the_patched_qemu(tmp_path: Path) -> None:
+    wanted = given(source="swap-disk", channel="vhost-user-tmem")
+    assert wanted.kinds == ("tmem", "serial")
+    machine = machines.machine("tmem1", AgentConfig(state=tmp_path), wanted, (10, 0))
+    chardev, device = machine["qemu"][1::2]
+    assert f"path={tmp_path}/vms/tmem1.tmem.sock" in chardev
+    assert device.startswith("vhost-user-tmem-pci")
+    assert 'tmem.set.channel="virtio-tmem"' in machine["cmdline"].split()
+
+
 def test_the_packages_of_the_box() -> None:
     listed = base.packages((base.box_folder() / "packages").read_text())
     assert {"openssh-server", "python3", "systemd-sysv", "udev"} <= set(listed)

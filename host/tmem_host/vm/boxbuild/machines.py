@@ -27,12 +27,15 @@ from tmem_host.vm.accel import find_accelerator
 from tmem_host.vm.boxbuild import built as built_files
 from tmem_host.vm.boxbuild.settings import Settings
 from tmem_host.vm.libvirt_link import Link, library
-from tmem_host.vm.spec import STOCK_QEMU, VhostUserBlk
+from tmem_host.vm.qemubuild.build import patched_qemu
+from tmem_host.vm.spec import STOCK_QEMU, VhostUserBlk, VhostUserTmem
 
 #: Of the pool and of the network, which exist as long as there are machines.
 NAME: Final = "tmem-vagrant"
 #: libvirt gives addresses from below, and the devices of ours are none that it knows.
 _PCI_SLOT: Final = "0x1e"
+#: The guest's words for the channels of its module: a virtqueue is one, whoever is at its other end.
+_GUEST_CHANNELS: Final = {"vhost-user-tmem": "virtio-tmem", "virtio-serial": "virtio-serial"}
 _AGENT_DEADLINE: Final = 60.0
 _STOP_DEADLINE: Final = 30.0
 #: How Vagrant writes a box's name as that of a folder.
@@ -54,11 +57,15 @@ def pool_folder(settings: Settings) -> Path:
 def plan(settings: Settings) -> dict[str, Any]:
     """Everything the Vagrantfile needs, fit for JSON. Raises NotFound when there is no box.
 
-    A kernel that is not built is no hindrance yet: machines must be destroyed also when the settings name another.
+    A kernel or QEMU that is not built is no hindrance yet: machines must be destroyed also when the settings name one.
     """
     built = built_files.read()
     image = built.kernels.get(settings.kernel)
-    path = process.find_qemu(STOCK_QEMU)
+    try:
+        emulator = _emulator(settings)
+    except NotFound:
+        emulator = None
+    path = process.find_qemu(emulator or STOCK_QEMU)
     version, _text = process.qemu_version(path)
     accelerator = "tcg"
     if image is not None:
@@ -68,12 +75,18 @@ def plan(settings: Settings) -> dict[str, Any]:
         "box": {"name": built.box.name, "file": str(built.box.file), "key": str(built.box.key)},
         "libvirt": {"uri": settings.libvirt, "pool": NAME, "network": NAME, "address": settings.network},
         "accelerator": accelerator,
+        "emulator": emulator,
         "memory": settings.memory_mib,
         "cpus": settings.vcpus,
         "kernel": str(image.vmlinuz) if image else "",
         "initrd": str(image.initramfs) if image else "",
         "machines": [machine(name, config, settings, version) for name in settings.machines],
     }
+
+
+def _emulator(settings: Settings) -> str | None:
+    """The patched QEMU, whose device vhost-user-tmem needs; None: libvirt's own choice. Raises NotFound."""
+    return str(patched_qemu()) if settings.channel == "vhost-user-tmem" else None
 
 
 def machine(name: str, config: AgentConfig, settings: Settings, version: qemu.Version) -> dict[str, Any]:
@@ -84,11 +97,15 @@ def machine(name: str, config: AgentConfig, settings: Settings, version: qemu.Ve
     if "blk" in settings.kinds:
         disk = VhostUserBlk(config.vm_socket(name), settings.vcpus, reconnect_ms=1000)
         words = qemu.vhost_user_blk("tmem0", disk, version)
-        words[-1] += f",addr={_PCI_SLOT}"
     else:
+        if "tmem" in settings.kinds:
+            device = VhostUserTmem(config.vm_socket(name, "tmem"), settings.vcpus, reconnect_ms=1000)
+            words = qemu.vhost_user_tmem("tmem0", device, settings.vcpus, version)
         # By vagrant/box/init these become the guest agent's settings.
-        line += [f'tmem.set.source="{settings.source}"', f'tmem.set.channel="{settings.channel}"']
+        line += [f'tmem.set.source="{settings.source}"', f'tmem.set.channel="{_GUEST_CHANNELS[settings.channel]}"']
         line += [f"tmem.set.size_mib={settings.swap_mib}"]
+    if words:
+        words[-1] += f",addr={_PCI_SLOT}"
     return {
         "name": name,
         "cmdline": " ".join(line),
@@ -108,6 +125,7 @@ def prepare(settings: Settings, name: str) -> VmInfo:
     """Before a machine starts: an agent that answers, with a VM of that name, and a pool for its disk."""
     folder = state_folder(settings)
     built_files.read().kernel(settings.kernel)
+    _emulator(settings)
     with _one_at_a_time():
         _check_rights(settings)
         client = AgentClient(folder)

@@ -21,10 +21,11 @@ from tmem_host.vm.spec import AccelName
 
 #: TMEM_VAGRANT_GUESTS=3 stands for guests = 3.
 ENVIRONMENT: Final = "TMEM_VAGRANT_"
-#: Channels that a stock QEMU has and the agent serves, and the kinds of them that a VM of it then has. The port is
-#: there in any case: the guest reports on it.
+#: Channels that the agent serves, and the kinds of them that a VM of it then has. The port is there in any case: the
+#: guest reports on it.
 CHANNELS: Final[dict[Channel, tuple[ChannelKind, ...]]] = {
     "vhost-user-blk": ("blk", "serial"),
+    "vhost-user-tmem": ("tmem", "serial"),
     "virtio-serial": ("serial",),
 }
 #: What the guest's agent can set up by itself (tmem_guest's own setting of that name).
