@@ -38,6 +38,7 @@ async def swapping_guest(
     await asyncio.to_thread(agent.start)
     plan = HogPlan(memory_mib=MEMORY_MIB)
     async with guest(plan, agent.client, "work", evidence=evidence_folder(request.node.name)) as vm:
+        assert isinstance(vm, DirectVm)
         await vm.agent.swap_on("work", require_discard=True, page_cluster=0)
         yield vm, agent.client
 

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import select
+import socket
 import termios
 import threading
 import time
@@ -326,6 +327,17 @@ def test_off_after_a_crash_forgets_what_is_not_there_any_more(run_folder: Path) 
     service.Changes(pid=1, swap="/dev/vdz").save()
     assert service.off(lambda _line: None) == 0
     assert service.noted() == service.Changes()
+
+
+def test_systemd_is_told(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service.notify("READY=1")  # nobody asked
+    address = str(run_folder / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
+        heard.bind(address)
+        monkeypatch.setenv("NOTIFY_SOCKET", address)
+        service.notify("READY=1")
+        assert heard.recv(100) == b"READY=1"
+    service.notify("READY=1")  # nobody listens any more
 
 
 # ---- the command line ------------------------------------------------------------------------------------------------

@@ -290,6 +290,18 @@ def _frame() -> bytes:
     return encode({"op": "report", **report.collect()}).rstrip(b"\n")
 
 
+def notify(state: str) -> None:
+    """Tells systemd, when that has started this (Type=notify); sd_notify(3)."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    import socket
+
+    # Nobody may be listening any more, and nothing depends on it.
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as port:
+        port.sendto(state.encode(), f"\0{address[1:]}" if address.startswith("@") else address)
+
+
 def main(settings: Settings, say: Say) -> int:
     """Exit status of ``run``. Raises Running."""
     lock = claim()
@@ -304,6 +316,7 @@ def main(settings: Settings, say: Say) -> int:
             undo(noted(), say)
             return 3
         say("ready")
+        notify("READY=1")
         return 0 if service.run() else 1
     finally:
         os.close(lock)
