@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `Store`: control operations, and single-page ones for tests and small tools.
 
-use std::path::PathBuf;
+use std::fs::{File, OpenOptions};
+use std::io::{BufReader, BufWriter};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, RwLock};
 
@@ -10,8 +13,8 @@ use pyo3::types::{PyBytes, PyDict, PyList};
 use tmem_store::pool::{Pool, Vm};
 use tmem_store::stats::{BUCKETS, Counters, Histogram};
 use tmem_store::{
-    Codec, Get, Handle, NO_CAP, ObjectId, PAGE_MAX, PAGE_SIZE, PoolId, PoolSpec, Put, QuotaChange, Store,
-    StoreOptions,
+    Codec, Get, Handle, NO_CAP, ObjectId, PAGE_MAX, PAGE_SIZE, PoolId, PoolSpec, Put, QuotaChange, Saved,
+    Store, StoreError, StoreOptions,
 };
 
 use crate::error::{core_error, from_store};
@@ -193,6 +196,37 @@ impl PyStore {
         py.detach(|| store.pool_flush(pool)).map_err(from_store)
     }
 
+    /// Writes a pool to a new file, durably. With `freeze` its VM is frozen while the last changes are written.
+    #[pyo3(signature = (pool, path, *, passes = 4, freeze = false))]
+    fn pool_save<'py>(
+        &self,
+        py: Python<'py>,
+        pool: PoolId,
+        path: PathBuf,
+        passes: u32,
+        freeze: bool,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let (store, handle) = (self.open()?, self.handle(pool)?);
+        let saved = py.detach(|| save_to(&store, &handle, &path, passes, freeze)).map_err(from_store)?;
+        saved_dict(py, &saved)
+    }
+
+    /// Puts what [`Self::pool_save`] wrote into an empty pool: all of it, or nothing.
+    fn pool_restore<'py>(
+        &self,
+        py: Python<'py>,
+        pool: PoolId,
+        path: PathBuf,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let handle = self.handle(pool)?;
+        let io = |source| StoreError::Io { what: format!("{} cannot be read", path.display()), source };
+        let saved = py.detach(|| {
+            let file = File::open(&path).map_err(io)?;
+            handle.restore(&mut BufReader::with_capacity(1 << 20, file))
+        });
+        saved_dict(py, &saved.map_err(from_store)?)
+    }
+
     fn pool_set_codec(&self, pool: PoolId, codec: &str) -> PyResult<()> {
         let codec = crate::store::codec(codec)?;
         self.open()?.pool_set_codec(pool, codec).map_err(from_store)
@@ -290,6 +324,36 @@ impl PyStore {
 
 fn no_index(pool: PoolId, index: u32) -> PyErr {
     core_error("not-found", format!("pool {pool} is gone or has no index {index}"))
+}
+
+fn save_to(
+    store: &Store,
+    handle: &Handle,
+    path: &Path,
+    passes: u32,
+    freeze: bool,
+) -> tmem_store::Result<Saved> {
+    let io = |source| StoreError::Io { what: format!("{} cannot be written", path.display()), source };
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(io)?;
+    let mut out = BufWriter::with_capacity(1 << 20, file);
+    let vm = handle.vm();
+    let freeze = freeze && !vm.account.frozen();
+    let last = || if freeze { store.vm_freeze(&vm.name, true) } else { Ok(()) };
+    let saved = handle.save(&mut out, passes, last);
+    if freeze {
+        store.vm_freeze(&vm.name, false)?;
+    }
+    let saved = saved?;
+    out.into_inner().map_err(|e| io(e.into_error()))?.sync_all().map_err(io)?;
+    Ok(saved)
+}
+
+fn saved_dict<'py>(py: Python<'py>, saved: &Saved) -> PyResult<Bound<'py, PyDict>> {
+    let d = PyDict::new(py);
+    d.set_item("pages", saved.left)?;
+    d.set_item("records", saved.pages + saved.gone)?;
+    d.set_item("passes", saved.passes)?;
+    Ok(d)
 }
 
 fn hex(bytes: &[u8]) -> String {

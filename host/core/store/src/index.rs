@@ -26,6 +26,8 @@ const ENTRIES: u32 = 4096 / 8;
 /// costs more than the entry. Below it, 2 MiB at once would be more than all of the index.
 const HUGE_FROM: u32 = 1 << 20;
 const STRIPES: usize = 64;
+/// Entries of a dense index that are looked at in one go.
+const DENSE_KEYS: usize = 1 << 16;
 
 /// What stands under a key. Slots are 8-aligned data offsets, so the low bits are free for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -317,6 +319,26 @@ impl Index {
         match self {
             Self::Dense(d) => d.peek(index),
             Self::Sparse(_) => None,
+        }
+    }
+
+    /// Adds keys under which something stands, from a place in the index on; the place to go on from. What comes to
+    /// stand meanwhile may be missed, what goes may be among them.
+    pub fn keys(&self, from: usize, into: &mut Vec<(ObjectId, u32)>) -> Option<usize> {
+        match self {
+            Self::Dense(d) => {
+                let end = (from + DENSE_KEYS).min(d.capacity as usize);
+                let stands = |i: &u32| d.cell(*i).is_some_and(|c| c.load(Ordering::Relaxed) & !LOCKED != 0);
+                into.extend((from as u32..end as u32).filter(stands).map(|i| ([0; 3], i)));
+                (end < d.capacity as usize).then_some(end)
+            }
+            Self::Sparse(s) => {
+                let stripe = s.stripes.get(from)?.lock();
+                for (object, pages) in &stripe.objects {
+                    into.extend(pages.keys().map(|&i| (*object, i)));
+                }
+                (from + 1 < STRIPES).then_some(from + 1)
+            }
         }
     }
 
