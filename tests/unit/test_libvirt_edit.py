@@ -14,7 +14,14 @@ from tmem_host.errors import Conflict, InvalidInput, NotFound
 from tmem_host.vm import libvirt_edit as edit
 
 WANTED = edit.Wanted(
-    "web", Path("/s/web.sock"), Path("/s/web.serial.sock"), "org.kvm-tmem.pages.0", queues=2, made=True
+    "web",
+    Path("/s/web.sock"),
+    (
+        edit.Port(edit.PORT_ALIAS, Path("/s/web.serial.sock"), "org.kvm-tmem.pages.0"),
+        edit.Port(edit.AGENT_ALIAS, Path("/s/web.agent.sock"), "org.kvm-tmem.agent.0"),
+    ),
+    queues=2,
+    made=True,
 )
 BACKINGS = (
     "",
@@ -57,6 +64,7 @@ def test_detaching_undoes_attaching(backing: str, metadata: str, devices: list[s
     assert edit.shares_memory(after)
     assert edit.device(after, edit.DISK_ALIAS) is not None
     assert edit.device(after, edit.PORT_ALIAS) is not None
+    assert edit.port_names(before, None, after) >= {port.name for port in WANTED.ports}
     assert canonical(edit.detach(after)) == canonical(before)
 
 
@@ -71,8 +79,8 @@ def test_what_is_added() -> None:
     assert reconnect.attrib == {"enabled": "yes", "timeout": "1"}
     assert (target := disk.find("target")) is not None
     assert target.attrib == {"dev": "vdb", "bus": "virtio"}
-    assert (port := root.find("devices/channel/source")) is not None
-    assert port.attrib == {"mode": "bind", "path": "/s/web.serial.sock"}
+    sources = [port.attrib for port in root.findall("devices/channel/source")]
+    assert sources == [{"mode": "bind", "path": f"/s/web.{kind}.sock"} for kind in ("serial", "agent")]
     assert (access := root.find("memoryBacking/access")) is not None
     assert access.get("mode") == "shared"
 
@@ -123,7 +131,7 @@ def test_every_disk_has_a_name() -> None:
 
 
 def test_paths_are_text() -> None:
-    odd = edit.Wanted("web", Path("/s/a&'\"<.sock"), None, "org.x")
+    odd = edit.Wanted("web", Path("/s/a&'\"<.sock"), ())
     disk = ElementTree.fromstring(edit.disk_xml(odd, "vda"))
     assert (source := disk.find("source")) is not None
     assert source.get("path") == "/s/a&'\"<.sock"

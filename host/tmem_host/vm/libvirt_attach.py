@@ -95,8 +95,7 @@ def attach(agent: Vms, link: Link, domain: str, request: Request) -> Outcome:
         wanted = edit.Wanted(
             vm=vm.name,
             disk=_socket(vm, "blk"),
-            port=_socket(vm, "serial") if any(channel.kind == "serial" for channel in vm.channels) else None,
-            port_name=qemu.PAGES_PORT,
+            ports=_ports(vm, edit.port_names(found.config, found.live)),
             queues=min(vm.queues, found.vcpus),
             made=made,
         )
@@ -185,6 +184,16 @@ def _socket(vm: VmInfo, kind: str) -> Path:
     return Path(next(channel.socket for channel in vm.channels if channel.kind == kind))
 
 
+def _ports(vm: VmInfo, taken: set[str]) -> tuple[edit.Port, ...]:
+    """One over which the guest reports, if the VM has that channel, and one over which it is asked for work, unless
+    somebody else has it by then: a guest has no two ports of one name."""
+    agent = _socket(vm, "blk").with_name(f"{vm.name}.agent.sock")
+    ports = [edit.Port(edit.AGENT_ALIAS, agent, qemu.AGENT_PORT)] if qemu.AGENT_PORT not in taken else []
+    if any(channel.kind == "serial" for channel in vm.channels):
+        ports.insert(0, edit.Port(edit.PORT_ALIAS, _socket(vm, "serial"), qemu.PAGES_PORT))
+    return tuple(ports)
+
+
 def _check_channel(link: Link, vm: VmInfo) -> None:
     socket = _socket(vm, "blk")
     try:
@@ -237,27 +246,30 @@ def _define(connection: Any, xml: str) -> None:
 
 
 def _attach_live(link: Link, found: _Domain, wanted: edit.Wanted, target: str) -> None:
-    """The disk last: when that fails, a port that nobody uses is all that is left to take back."""
+    """The disk last: when that fails, ports that nobody uses are all that is left to take back."""
     libvirt = library()
 
     def give(xml: str) -> Callable[[Any], None]:
         return lambda connection: _domain(connection, found.name).attachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
-    if wanted.port is not None:
-        link.run(f"{found.name} cannot be given a port", give(edit.port_xml(wanted)), again=False)
-    try:
-        link.run(f"{found.name} cannot be given a disk", give(edit.disk_xml(wanted, target)), again=False)
-    except BaseException as error:
+    def take_back(alias: str) -> None:
         with contextlib.suppress(TmemError):
-            _take(link, found.name, edit.PORT_ALIAS)
-        if isinstance(error, VmFailed):
+            _take(link, found.name, alias)
+
+    with contextlib.ExitStack() as undo:
+        for port in wanted.ports:
+            undo.callback(take_back, port.alias)
+            link.run(f"{found.name} cannot be given a port", give(edit.port_xml(port)), again=False)
+        try:
+            link.run(f"{found.name} cannot be given a disk", give(edit.disk_xml(wanted, target)), again=False)
+        except VmFailed as error:
             # libvirt (9.0, for one) does not remember over a restart of its own that a machine's memory can be shared.
             raise VmFailed(error.message, "add --next-start, and start the domain anew when it suits") from error
-        raise
+        undo.pop_all()
 
 
 def _detach_live(link: Link, domain: str) -> None:
-    for alias in (edit.DISK_ALIAS, edit.PORT_ALIAS):
+    for alias in edit.ALIASES:
         _take(link, domain, alias)
 
 

@@ -26,6 +26,9 @@ _PREFIX: Final = "tmem"
 #: libvirt keeps aliases that begin with ua-, whatever else it does to a device.
 DISK_ALIAS: Final = "ua-tmem-disk"
 PORT_ALIAS: Final = "ua-tmem-port"
+AGENT_ALIAS: Final = "ua-tmem-agent"
+#: Whatever is ours, in the order in which it is taken away: what may hold pages first.
+ALIASES: Final = (DISK_ALIAS, PORT_ALIAS, AGENT_ALIAS)
 #: Seconds between two attempts of QEMU to find the agent again; libvirt takes whole ones.
 RECONNECT: Final = 1
 _MEMORY: Final = "memoryBacking"
@@ -36,13 +39,21 @@ _SHAREABLE: Final = ("memfd", "file")
 
 
 @dataclass(frozen=True)
+class Port:
+    """A virtio-serial port: QEMU listens at ``path``, the guest finds it by its name."""
+
+    alias: str
+    path: Path
+    name: str
+
+
+@dataclass(frozen=True)
 class Wanted:
-    """What a domain is to get: a swap disk served at ``disk``, and a port at ``port``, where QEMU listens."""
+    """What a domain is to get: a swap disk served at ``disk``, and ports."""
 
     vm: str
     disk: Path
-    port: Path | None
-    port_name: str
+    ports: tuple[Port, ...]
     queues: int = 1
     #: The agent's VM was made for this domain, and goes with it.
     made: bool = False
@@ -89,6 +100,12 @@ def disk_target(xml: str) -> str:
     return next(name for name in _disk_names() if name not in taken)
 
 
+def port_names(*xmls: str | None) -> set[str]:
+    """Names of the virtio-serial ports in any of these."""
+    channels = [channel for xml in xmls if xml is not None for channel in _devices(parse(xml), "channel")]
+    return {target.getAttribute("name") for channel in channels for target in _children(channel, "target")}
+
+
 def _disk_names() -> Iterator[str]:
     letters = "abcdefghijklmnopqrstuvwxyz"
     yield from (f"vd{one}" for one in letters)
@@ -111,15 +128,13 @@ def disk_xml(wanted: Wanted, target: str) -> str:
     return str(disk.toxml())
 
 
-def port_xml(wanted: Wanted) -> str:
-    """The virtio-serial port, at which QEMU listens. Raises InvalidInput without one."""
-    if wanted.port is None:
-        raise InvalidInput(f"{wanted.vm} has no port", "give it the channel serial")
+def port_xml(port: Port) -> str:
+    """The virtio-serial port, at which QEMU listens."""
     document = minidom.Document()
     channel = _element(document, "channel", type="unix")
-    channel.appendChild(_element(document, "source", mode="bind", path=str(wanted.port)))
-    channel.appendChild(_element(document, "target", type="virtio", name=wanted.port_name))
-    channel.appendChild(_element(document, "alias", name=PORT_ALIAS))
+    channel.appendChild(_element(document, "source", mode="bind", path=str(port.path)))
+    channel.appendChild(_element(document, "target", type="virtio", name=port.name))
+    channel.appendChild(_element(document, "alias", name=port.alias))
     return str(channel.toxml())
 
 
@@ -133,7 +148,7 @@ def device(xml: str, alias: str) -> str | None:
 
 
 def attach(xml: str, wanted: Wanted) -> str:
-    """The domain with shared memory, the disk and the port. Raises Conflict, InvalidInput."""
+    """The domain with shared memory, the disk and the ports. Raises Conflict, InvalidInput."""
     document = parse(xml)
     root = _root(document)
     if _mark(document) is not None:
@@ -153,8 +168,8 @@ def attach(xml: str, wanted: Wanted) -> str:
     _ensured(document, "metadata").appendChild(mark)
     devices = _ensured(document, "devices")
     devices.appendChild(_imported(document, disk_xml(wanted, disk_target(xml))))
-    if wanted.port is not None:
-        devices.appendChild(_imported(document, port_xml(wanted)))
+    for port in wanted.ports:
+        devices.appendChild(_imported(document, port_xml(port)))
     return _text(document)
 
 
@@ -165,7 +180,7 @@ def detach(xml: str) -> str:
     mark = _mark(document)
     if mark is None:
         raise NotFound("the domain is not attached", "see 'virsh dumpxml'")
-    for alias in (DISK_ALIAS, PORT_ALIAS):
+    for alias in ALIASES:
         found = _by_alias(document, alias)
         if found is not None:
             _remove(found)
