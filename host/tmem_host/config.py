@@ -199,6 +199,7 @@ class AgentConfig(BaseModel):
         return self.state / "vms"
 
     def vm_socket(self, name: str, channel: str = "blk") -> Path:
-        """The socket of the VM ``name`` for a channel: ``blk``, ``tmem`` or ``serial``, where the monitor listens."""
+        """The socket of the VM ``name`` for a channel: ``blk``, ``tmem``, or ``serial``, where the monitor listens; or
+        ``agent``, where it listens for whoever speaks to the guest's agent."""
         suffix = ".sock" if channel == "blk" else f".{channel}.sock"
         return self.sockets / f"{check_vm_name(name)}{suffix}"

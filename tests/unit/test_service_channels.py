@@ -89,6 +89,9 @@ def test_two_vms_have_no_socket_in_common(service: Service) -> None:
     service.create_vm(VmCreate(name="web", channels=("tmem",)))
     with pytest.raises(Conflict, match="has that socket"):
         service.create_vm(VmCreate(name="web.tmem", size_bytes=4 * MIB))
+    with pytest.raises(Conflict, match="has that socket"):
+        # Where the agent in web's guest is spoken to.
+        service.create_vm(VmCreate(name="web.agent", size_bytes=4 * MIB))
     assert [vm.name for vm in service.list_vms().vms] == ["web"]
 
 

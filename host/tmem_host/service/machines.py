@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from tmem_host.config import check_socket_path
 from tmem_host.errors import Conflict, InvalidInput, NotFound, TmemError, VmFailed
 from tmem_host.models import MachineInfo, MachineSpec, VmInfo
 from tmem_host.service.pools import Pools
@@ -170,7 +171,7 @@ class Machines:
         module = spec.source in ("swap-disk", "frontswap")
         image = await asyncio.to_thread(image_of if module else guest_image, spec.kernel)
         sockets = {kind: self._service.config.vm_socket(entry.name, kind) for kind in entry.channels}
-        ends: dict[str, Any] = {}
+        ends: dict[str, Any] = {"agent_port": check_socket_path(self._service.config.vm_socket(entry.name, "agent"))}
         if "blk" in sockets:
             ends["disks"] = (VhostUserBlk(sockets["blk"], queues=entry.queues, serial=entry.name[:20]),)
         if "tmem" in sockets:
@@ -190,9 +191,14 @@ class Machines:
         )
 
     async def _boot(self, vm: DirectVm, entry: VmEntry, spec: MachineSpec) -> None:
+        await vm.start()
+        await self._set_up(vm, entry, spec)
+        # Who runs a workload in it speaks to it next.
+        await vm.let_go()
+
+    async def _set_up(self, vm: DirectVm, entry: VmEntry, spec: MachineSpec) -> None:
         from tmem_host.vm.routes import Options, module_load, swap_on
 
-        await vm.start()
         if spec.source == "virtio-blk":
             await vm.agent.swap_on(entry.name[:20], require_discard=True)
         elif spec.source != "none":

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 from tmem_host.channel.control import ControlLoop
@@ -188,9 +189,14 @@ class Vms(Ground):
 
     def _check_sockets(self, entry: VmEntry) -> None:
         """A VM named ``web.tmem`` and the channel tmem of ``web`` would share a socket."""
-        wanted = {self.config.vm_socket(entry.name, kind) for kind in entry.channels}
+
+        def sockets(vm: VmEntry) -> set[Path]:
+            # Its guest's agent is spoken to at the last, whoever runs the guest.
+            return {self.config.vm_socket(vm.name, kind) for kind in (*vm.channels, "agent")}
+
+        wanted = sockets(entry)
         for other in self._state.vms.values():
-            if wanted & {self.config.vm_socket(other.name, kind) for kind in other.channels}:
+            if wanted & sockets(other):
                 raise Conflict(f"VM {other.name} has that socket", "choose another name")
 
     def _unsave(self, name: str) -> None:

@@ -22,7 +22,7 @@ from tmem_host.errors import Conflict, Denied, InvalidInput, NoSpace, NotFound, 
 from tmem_host.vm import process, qemu
 from tmem_host.vm.accel import Accelerator, find_accelerator
 from tmem_host.vm.base import Vm, VmState
-from tmem_host.vm.guest_client import GuestClient, GuestError
+from tmem_host.vm.guest_client import ClientState, GuestClient, GuestError
 from tmem_host.vm.qemubuild.build import patched_qemu
 from tmem_host.vm.spec import STOCK_QEMU, FileDisk, VhostUserBlk, VhostUserTmem, VmSpec
 
@@ -139,7 +139,7 @@ class DirectVm(Vm):
         self._qmp.logger = self._log.getChild("qmp")
         self._qmp.logger.setLevel(logging.CRITICAL)
         await self._connect(lambda: self._connect_qmp(run.qmp))
-        await self._connect(lambda: self._agent.connect(run.agent))
+        await self._connect(lambda: self._agent.connect(qemu.agent_socket(self.spec, run)))
         await self._unless_ended(self._agent.hello(self._boot_deadline))
         self.boot_seconds = time.monotonic() - began
 
@@ -211,14 +211,25 @@ class DirectVm(Vm):
                 f"see {self.console_log} and {self.qemu_log}" if self.spec.workdir else "",
             )
 
+    async def let_go(self) -> None:
+        """Hangs up, so that somebody else may speak to the guest's agent: its port takes one at a time."""
+        await self.agent.close()
+
+    async def _speak_again(self) -> None:
+        """Comes after :meth:`let_go`. Somebody who speaks still keeps us waiting."""
+        if self._agent.state is ClientState.CLOSED and self.spec.agent_port is not None:
+            self._agent = GuestClient(self.spec.name)
+            await self._agent.connect(self.spec.agent_port)
+
     async def stop(self) -> None:
         failed = self.state is VmState.FAILED
         try:
             if self._state is VmState.RUNNING and self._child is not None:
+                await self._speak_again()
                 await self._agent.shutdown(STOP_DEADLINE)
                 if not await self._ended_within(STOP_DEADLINE):
                     self._log.warning("the guest did not power off, killing it")
-        except GuestError as error:
+        except (GuestError, OSError) as error:
             self._log.warning("the guest's agent does not answer, killing it: %s", error)
         finally:
             await self.kill()
@@ -233,6 +244,9 @@ class DirectVm(Vm):
             with contextlib.suppress(QMPError, EOFError, OSError):
                 await self._qmp.disconnect()
             self._qmp = None
+        if self._child is not None and self.spec.agent_port is not None:
+            # Killed, QEMU left its socket.
+            self.spec.agent_port.unlink(missing_ok=True)
         if self._runtime is not None:
             shutil.rmtree(self._runtime, ignore_errors=True)
             if self._workdir == self._runtime:

@@ -74,6 +74,11 @@ def boot_arguments(spec: VmSpec, append: str) -> list[str]:
     ]
 
 
+def agent_socket(spec: VmSpec, run: Runtime) -> Path:
+    """Where QEMU listens for whoever speaks to the guest's agent: one at a time."""
+    return spec.agent_port or run.agent
+
+
 def pages_socket(spec: VmSpec, run: Runtime) -> Path:
     """Where QEMU listens for whoever serves the pages port."""
     return spec.pages_port if isinstance(spec.pages_port, Path) else run.pages
@@ -90,7 +95,7 @@ def argv(spec: VmSpec, run: Runtime, version: Version, accel: str) -> list[str]:
         *("-chardev", f"file,id=console,path={comma(run.console)}", "-serial", "chardev:console"),
         *("-chardev", f"socket,id=qmp,path={comma(run.qmp)},server=on,wait=off", "-mon", "chardev=qmp,mode=control"),
         *("-device", "virtio-serial-pci"),
-        *("-chardev", f"socket,id=agent,path={comma(run.agent)},server=on,wait=off"),
+        *("-chardev", f"socket,id=agent,path={comma(agent_socket(spec, run))},server=on,wait=off"),
         *("-device", f"virtserialport,chardev=agent,name={AGENT_PORT}"),
     ]
     if spec.pages_port:

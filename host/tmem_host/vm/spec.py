@@ -116,4 +116,6 @@ class VmSpec:
     pages_port: bool | Path = False
     """A second virtio-serial port, for pages: QEMU listens at the driver's ``pages_socket``, which is this path if one
     is given, and else in a folder of the driver's own."""
+    agent_port: Path | None = None
+    """Where QEMU listens for whoever speaks to the guest's agent; None: in a folder of the driver's own."""
     extra_args: tuple[str, ...] = field(default=())
