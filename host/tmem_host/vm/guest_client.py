@@ -32,6 +32,8 @@ from tmem_host.vm.guest_results import HogResult, Progress, WorkloadResult, coll
 PROTOCOL: Final = 1
 #: A phase's samples are the longest frame: 65536 of 4 bytes, in base64.
 _LONGEST: Final = 4 << 20
+#: Bytes that one workload may say: far more than the samples of any, and what a guest that lies can make us hold.
+_MOST: Final = 32 << 20
 
 Json = dict[str, Any]
 EventHandler = Callable[[Json], None]
@@ -82,6 +84,7 @@ class GuestClient:
         #: The agent ends what another host, which left unseen, had begun.
         self._session = secrets.token_hex(8)
         self._pending: dict[int, tuple[asyncio.Future[Json], EventHandler | None]] = {}
+        self._received = 0
         self._reason = "not connected"
         self._writer: asyncio.StreamWriter | None = None
         self._task: asyncio.Task[None] | None = None
@@ -125,11 +128,12 @@ class GuestClient:
     async def _read(self, reader: asyncio.StreamReader) -> None:
         try:
             while line := await reader.readline():
+                self._received += len(line)
                 self._take(json.loads(line))
             self._end("the guest's agent has gone")
         except OSError as error:
             self._end(f"the guest's port failed: {error}")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             self._end(f"the agent sent something else than the protocol: {error}", GuestGarbled)
 
     def _take(self, frame: Json) -> None:
@@ -318,9 +322,11 @@ class GuestClient:
         """``collect`` makes the result of the program's lines, its status and the seconds it took, or ValueError."""
         request_id = self._claim_id()
         events: list[Json] = []
-        began = time.monotonic()
+        began, before = time.monotonic(), self._received
 
         def on_event(frame: Json) -> None:
+            if self._received - before > _MOST:
+                raise GuestGarbled(f"{self._name}: {kind} says more than {_MOST >> 20} MiB", "ask for fewer samples")
             event = frame["data"]
             if event["event"] != "progress":
                 events.append(event)
@@ -329,12 +335,16 @@ class GuestClient:
 
         try:
             answer = await self._ask(request_id, "workload", timeout, on_event, {"kind": kind, **arguments})
+        except (KeyError, TypeError) as error:
+            raise GuestGarbled(f"{self._name}: what {kind} says is no event: {error}", "run 'make guests'") from error
         except (GuestTimeout, asyncio.CancelledError):
             with contextlib.suppress(GuestError):
                 await self.request("workload_cancel", timeout=10.0, target=request_id)
             raise
         try:
             return collect(events, answer["status"], time.monotonic() - began)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise GuestGarbled(f"{self._name}: {kind} lacks what it should say: {error}", "run 'make guests'") from error
         except ValueError as error:
             raise GuestRefused(f"{self._name}: {error}", "failed") from error
 
