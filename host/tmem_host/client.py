@@ -32,10 +32,15 @@ from tmem_host.models import (
     PoolList,
     PoolUpdate,
     Problem,
+    Restored,
     RunCreate,
     RunInfo,
     RunList,
     RunResults,
+    SaveCreate,
+    Saved,
+    SaveInfo,
+    SaveList,
     Shared,
     StoreInfo,
     TierList,
@@ -165,6 +170,19 @@ class AgentClient:
 
     def destroy_pool(self, number: int, *, vm: str | None = None, lose_pages: bool = False) -> None:
         self._request("DELETE", f"/pools/{number}{_query(vm=vm, lose_pages=lose_pages or None)}")
+
+    def save_pool(self, number: int, wanted: SaveCreate) -> Saved:
+        return self._ask("POST", f"/pools/{number}/save", Saved, wanted.model_dump(mode="json"))
+
+    def restore_pool(self, number: int, name: str, *, lose_pages: bool = False) -> Restored:
+        query = _query(lose_pages=lose_pages or None)
+        return self._ask("POST", f"/pools/{number}/restore{query}", Restored, {"name": name})
+
+    def list_saves(self) -> list[SaveInfo]:
+        return self._ask("GET", "/saves", SaveList).saves
+
+    def delete_save(self, name: str) -> None:
+        self._request("DELETE", f"/saves/{check_vm_name(name)}")
 
     # -- runs ---------------------------------------------------------------------------------------------------
 

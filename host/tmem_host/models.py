@@ -314,6 +314,57 @@ class Flushed(BaseModel):
     pages: int
 
 
+class SaveCreate(_Strict):
+    """A file to write a pool to."""
+
+    model_config = _examples({"name": "web-1-swap", "freeze": True})
+
+    #: Of the file, below ``saves`` in the state folder.
+    name: VmName
+    #: At most so many passes over the pool while its guest goes on; the first writes every page.
+    passes: Annotated[Whole, Field(ge=1, le=100)] = 4
+    #: Refuse the VM's puts while the last changes are written: the file is the pool as it was at one moment.
+    freeze: Flag = False
+
+
+class SaveInfo(BaseModel):
+    """A pool in a file."""
+
+    name: str
+    path: str
+    bytes: int
+    made: datetime
+
+
+class SaveList(BaseModel):
+    """Saved pools, by name."""
+
+    saves: list[SaveInfo]
+
+
+class Saved(SaveInfo):
+    """A pool that was saved just now."""
+
+    pages: int
+    passes: int
+    seconds: float
+
+
+class RestoreFrom(_Strict):
+    """The save to restore."""
+
+    model_config = _examples({"name": "web-1-swap"})
+
+    name: VmName
+
+
+class Restored(BaseModel):
+    """What was put into the pool."""
+
+    pages: int
+    seconds: float
+
+
 class Shared(BaseModel):
     """Shared pools that a VM may make or join."""
 
@@ -380,7 +431,7 @@ class StoreInfo(BaseModel):
 
 RunState = Literal["queued", "running", "cancelling", "done", "failed", "cancelled", "interrupted"]
 #: Options of benches that name files of the host: not to be had from afar.
-_HOST_OPTIONS: Final = frozenset({"disk_dir", "vmexit", "out"})
+_HOST_OPTIONS: Final = frozenset({"disk_dir", "vmexit", "out", "state"})
 
 
 def _settings(given: dict[str, str | int | float]) -> dict[str, str | int | float]:
@@ -397,7 +448,10 @@ def _settings(given: dict[str, str | int | float]) -> dict[str, str | int | floa
 class RunCreate(_Strict):
     """A bench to run on the agent's host, as ``tmem bench`` does."""
 
-    model_config = _examples({"bench": "store", "quick": True, "rounds": 3, "settings": {"parts": "cost"}})
+    model_config = _examples(
+        {"bench": "store", "quick": True, "rounds": 3, "settings": {"parts": "cost"}},
+        {"bench": "guest", "quick": True, "arms": "zipf,redis", "settings": {"vm": "web-1", "seconds": 10}},
+    )
 
     bench: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$", description="As `tmem bench --help` lists them")]
     quick: Flag = True

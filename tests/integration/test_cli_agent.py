@@ -63,6 +63,16 @@ def test_pools(tmem: Tmem) -> None:
     assert "--size is a multiple" in tmem("pool", "create", "web", "--size", "5000", code=2)
 
 
+def test_saves(tmem: Tmem) -> None:
+    tmem("vm", "add", "web", "--size", "4M")
+    assert "0 pages in" in tmem("pool", "save", "0", "now")
+    assert "now" in tmem("pool", "saves")
+    assert tmem("pool", "restore", "0", "now").startswith("0 pages restored")
+    tmem("pool", "forget", "now")
+    assert json.loads(tmem("pool", "saves", "--json")) == {"saves": []}
+    assert "there is no save now" in tmem("pool", "restore", "0", "now", code=3)
+
+
 def test_top(tmem: Tmem) -> None:
     assert "no VM yet" in tmem("top", "--once", "-i", "0.2")
     tmem("vm", "add", "web", "--size", "4M", "--cap", "6M")

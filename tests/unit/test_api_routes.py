@@ -180,7 +180,7 @@ def test_buckets_forget_who_came_least_recently(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_changes_are_written_down_and_tokens_are_not(app: FastAPI, tokens: Tokens, config: AgentConfig) -> None:
-    client = over_tcp(app, tokens, "operate")
+    client = over_tcp(app, tokens, "admin")
     value = client.headers["authorization"].removeprefix("Bearer ")
     await client.post("/v1/vms", json={"name": "web", "size_bytes": 4 * MIB})
     await client.get("/v1/vms")
@@ -193,9 +193,9 @@ async def test_changes_are_written_down_and_tokens_are_not(app: FastAPI, tokens:
     assert value not in text
     entries = [json.loads(line) for line in text.splitlines()]
     assert [(entry["who"], entry["operation"], entry["status"]) for entry in entries] == [
-        ("of-operate", "create_vm", 201),
-        ("of-operate", "update_vm", 422),
-        ("of-operate", "remove_vm", 404),
+        ("of-admin", "create_vm", 201),
+        ("of-admin", "update_vm", 422),
+        ("of-admin", "remove_vm", 404),
     ]
     assert entries[1]["body"] == {"cap": 1}
     assert all(entry["time"].endswith("+00:00") for entry in entries)

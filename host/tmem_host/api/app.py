@@ -43,7 +43,7 @@ def make_app(service: Service) -> FastAPI:
         pools.router(service),
         runs.router(service.runs),
     )
-    for part in parts:
+    for part in (*parts, pools.saves_router(service)):
         # Not included: what is there is to be seen, for the description and for tests.
         app.router.routes.extend(part.routes)
     install(app)

@@ -11,7 +11,7 @@ from fastapi.responses import PlainTextResponse
 
 from tmem_host.api.parameters import PAGE, IfMatch, Limit, Name, NameCursor, etag, versions
 from tmem_host.api.problems import answers
-from tmem_host.api.scoped import scoped_router
+from tmem_host.api.scoped import admin, scoped_router
 from tmem_host.api.snapshot import Snapshots
 from tmem_host.errors import NotFound
 from tmem_host.models import (
@@ -79,7 +79,9 @@ def router(service: Service) -> APIRouter:
         response.headers["ETag"] = etag(changed.version)
         return changed
 
-    @vms.delete("/{name}", status_code=HTTPStatus.NO_CONTENT, responses=answers(404, 409, 422, 507))
+    @vms.delete(
+        "/{name}", status_code=HTTPStatus.NO_CONTENT, openapi_extra=admin(), responses=answers(404, 409, 422, 507)
+    )
     def remove_vm(name: Name) -> None:
         """Forgets a VM and every page of it.  A guest that still swaps gets I/O errors."""
         service.remove_vm(name)

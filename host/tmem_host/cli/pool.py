@@ -9,7 +9,7 @@ import typer
 
 from tmem_host.cli.options import CODECS, Json, State, client, either, names, size, uuid_of, valid
 
-app = typer.Typer(no_args_is_help=True, help="List, make, flush and destroy pools.")
+app = typer.Typer(no_args_is_help=True, help="List, make, flush, save, restore and destroy pools.")
 
 Number = Annotated[int, typer.Argument(help="The pool's number.", metavar="POOL", min=0)]
 Vm = Annotated[
@@ -90,6 +90,67 @@ def flush(number: Number, lose_pages: LosePages = False, state: State = None, as
         print_json({"pages": pages})
     else:
         print(f"{pages} pages flushed")
+
+
+@app.command(epilog="Example: tmem pool save 0 web-swap --freeze")
+def save(
+    number: Number,
+    name: Annotated[str, typer.Argument(help="Of the save.", metavar="NAME")],
+    freeze: Annotated[
+        bool, typer.Option("--freeze", help="Refuse the VM's puts while the last changes are written.")
+    ] = False,
+    passes: Annotated[int, typer.Option(min=1, max=100, help="Over the pool at most, while its guest goes on.")] = 4,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Write a persistent pool to a file of the agent's state folder, while its guest goes on."""
+    from tmem_host.cli.output import print_json
+    from tmem_host.config import format_size
+
+    saved = client(state).save_pool(number, valid("SaveCreate", name=name, freeze=freeze, passes=passes))
+    if as_json:
+        print_json(saved.model_dump(mode="json"))
+    else:
+        size = format_size(saved.bytes)
+        print(f"{saved.pages} pages in {saved.passes} passes, {size}, {saved.seconds:.2f} s: {saved.path}")
+
+
+@app.command(epilog="Example: tmem pool restore 0 web-swap")
+def restore(
+    number: Number,
+    name: Annotated[str, typer.Argument(help="Of the save.", metavar="NAME")],
+    lose_pages: LosePages = False,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Put a save's pages into a pool of the same kind that no guest uses: all of them, or none."""
+    from tmem_host.cli.output import print_json
+
+    restored = client(state).restore_pool(number, valid("RestoreFrom", name=name).name, lose_pages=lose_pages)
+    if as_json:
+        print_json(restored.model_dump(mode="json"))
+    else:
+        print(f"{restored.pages} pages restored, {restored.seconds:.2f} s")
+
+
+@app.command(epilog="Example: tmem pool saves")
+def saves(state: State = None, as_json: Json = False) -> None:
+    """List what was saved."""
+    from tmem_host.cli.output import print_json, print_table
+    from tmem_host.config import format_size
+
+    found = client(state).list_saves()
+    if as_json:
+        print_json({"saves": [save.model_dump(mode="json") for save in found]})
+    else:
+        rows = [(s.name, format_size(s.bytes), f"{s.made.astimezone():%Y-%m-%d %H:%M}", s.path) for s in found]
+        print_table(("SAVE", "SIZE", "MADE", "FILE"), rows, numbers=(1,))
+
+
+@app.command(epilog="Example: tmem pool forget web-swap")
+def forget(name: Annotated[str, typer.Argument(help="Of the save.", metavar="NAME")], state: State = None) -> None:
+    """Remove a save."""
+    client(state).delete_save(name)
 
 
 @app.command(epilog="Examples: tmem pool destroy 3; tmem pool destroy 4 --vm web")

@@ -24,13 +24,13 @@ from tmem_host.core import Store, core_errors
 from tmem_host.metrics import Measured
 from tmem_host.runs import Runs
 from tmem_host.service.machines import Machines
-from tmem_host.service.pools import Pools
+from tmem_host.service.saves import Saves
 from tmem_host.state import State
 
 log = logging.getLogger(__name__)
 
 
-class Service(Pools):
+class Service(Saves):
     """All of it.  Made by :meth:`open`, ended by :meth:`close`; who started guests closes :attr:`machines` first."""
 
     def __init__(self, config: AgentConfig, store: Store, state: State) -> None:
