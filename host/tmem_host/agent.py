@@ -66,6 +66,16 @@ def _raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+class _ForJournal(logging.Formatter):
+    """For journald, which knows the time, and takes the priority from the front of a line (sd-daemon(3))."""
+
+    _PRIORITIES: Final = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = next((found for level, found in self._PRIORITIES if record.levelno >= level), 7)
+        return "\n".join(f"<{priority}>{line}" for line in super().format(record).splitlines())
+
+
 def _log_to(path: Path) -> None:
     """Everything from INFO on to ``path``, and to stderr what is worth an operator's eye."""
     text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -76,7 +86,11 @@ def _log_to(path: Path) -> None:
         raise os_error(error, f"{path} cannot be written") from error
     file.setFormatter(text)
     stderr = logging.StreamHandler(sys.stderr)
-    stderr.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+    stderr.setFormatter(
+        _ForJournal("%(message)s")
+        if os.environ.get("JOURNAL_STREAM")
+        else logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    )
     # An error that ends the agent is the command line's to print.
     stderr.addFilter(lambda record: record.name != __name__ or record.levelno < logging.ERROR)
     logging.basicConfig(level=logging.INFO, handlers=[file, stderr], force=True)

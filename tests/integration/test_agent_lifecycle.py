@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -329,3 +330,19 @@ def test_many_clients_at_once(agent: AgentProcess) -> None:
         list(pool.map(come_and_go, range(32)))
     assert agent.client.list_vms() == []
     assert agent.client.store().reserved_bytes == 0
+
+
+def test_what_goes_to_the_journal_has_a_priority(make_agent: AgentFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOURNAL_STREAM", "8:1")
+    agent = make_agent("--listen", "127.0.0.1:0")
+    with subprocess.Popen(agent.command, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        lines = []
+        for line in running.stderr:
+            lines.append(line)
+            if "API on" in line:
+                break
+        running.send_signal(signal.SIGTERM)
+        running.communicate(timeout=DEADLINE)
+    assert all(re.match(r"<[346]>\S", line) for line in lines)
+    assert any(line.startswith("<4>there is no token yet") for line in lines)

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guests that the agent itself runs: booted, swapping, stopped; none outlives the agent, however it ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from framework.agents import AgentFactory
+from framework.vm import MEMORY_MIB
+from tmem_host.agent_process import AgentProcess
+from tmem_host.errors import Conflict
+from tmem_host.models import MachineSpec, VmCreate
+
+pytestmark = pytest.mark.vm
+
+MIB = 1 << 20
+DEADLINE = 120.0
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < end, f"not within {DEADLINE:g} s: {what}"
+        time.sleep(0.05)
+
+
+def monitors(agent: AgentProcess) -> list[int]:
+    """Process ids of QEMUs that have to do with the agent's state folder."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                line = (process / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if b"qemu-system" in line.split(b"\0")[0] and str(agent.state).encode() in line:
+                found.append(int(process.name))
+    return found
+
+
+def state_of(agent: AgentProcess) -> str:
+    machine = agent.client.get_vm("web").machine
+    assert machine is not None
+    assert machine.state != "failed", machine.reason
+    return machine.state
+
+
+def test_a_guest_from_its_boot_to_the_end_of_the_agent(make_agent: AgentFactory) -> None:
+    agent = make_agent(limit="512M")
+    agent.start()
+    client = agent.client
+    wanted = VmCreate(name="web", size_bytes=128 * MIB, machine=MachineSpec(memory_mib=MEMORY_MIB))
+    assert client.create_vm(wanted).machine is not None
+    assert state_of(agent) == "stopped"
+    started = client.start_vm("web")
+    assert started.machine is not None
+    assert started.machine.state in ("starting", "running")
+    # Twice is as once.
+    client.start_vm("web")
+    until(lambda: state_of(agent) == "running", "the guest runs")
+    found = client.get_vm("web")
+    assert found.channel == "connected"
+    # mkswap wrote the header of the swap device.
+    assert found.counters["puts"] > 0
+    assert "tmem-guest" in client.console("web")
+    assert len(monitors(agent)) == 1
+    with pytest.raises(Conflict, match="stop it first"):
+        client.remove_vm("web")
+    client.stop_vm("web")
+    until(lambda: state_of(agent) == "stopped", "the guest has stopped")
+    assert monitors(agent) == []
+    # What its swap held is nobody's any more.
+    client.start_vm("web")
+    until(lambda: len(monitors(agent)) == 1, "the next guest boots")
+    # In the middle of a boot: it goes with the agent.
+    agent.stop()
+    assert monitors(agent) == []
+    agent.start()
+    assert state_of(agent) == "stopped"
+    client.start_vm("web")
+    until(lambda: len(monitors(agent)) == 1, "the guest boots once more")
+    agent.kill()
+    until(lambda: monitors(agent) == [], "the guest has gone with the agent that was killed")
+    agent.start()
+    assert state_of(agent) == "stopped"
+    client.remove_vm("web")
+    assert not (agent.state / "machines" / "web").exists()
