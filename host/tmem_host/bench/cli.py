@@ -83,6 +83,18 @@ def api(
     """The agent's API under many VMs and many who look: the list of VMs, and a scrape of its metrics."""
 
 
+@bench_command(app, epilog="Example: tmem bench guest --quick --vm web --arms zipf,redis --seconds 10")
+def guest(
+    vm: Annotated[str | None, typer.Option(help="VM of the agent whose guest works; its own agent has to run.")] = None,
+    mib: Annotated[
+        int | None, typer.Option(min=1, show_default="1.5 times the free memory", help="Data of each workload.")
+    ] = None,
+    seconds: Annotated[int | None, typer.Option(min=1, help="Of the part that a workload is about, at most.")] = None,
+    state: Annotated[Path | None, typer.Option(help="State folder of the agent.")] = None,
+) -> None:
+    """Workloads in a guest that runs already: hog, zipf cache, redis-like, build-like; arms are their names."""
+
+
 @app.command("all", epilog="Example: tmem bench all --quick --skip swap --set store.rounds=3 --out out/all")
 def everything(
     quick: Quick = False,

@@ -161,6 +161,22 @@ LAYOUTS: dict[str, Layout] = {
             ),
         ),
         Layout(
+            "guest",
+            "Workloads in a guest",
+            "What does a guest's work feel of its swap? Latencies are its own word; what else is here, the host's.",
+            (
+                Column("run_time", "run time", {"phase": "all"}, compare=False),
+                Column("latency", "fault", {"op": "fault", "main": True}, compare=False),
+                Column("latency", "same, p99", {"op": "fault", "main": True}, statistic="p99"),
+                Column("latency", "GET", {"op": "get"}, compare=False),
+                Column("job_time", "job, mean", compare=False),
+                Column("bad", "came back wrong", compare=False),
+                Column("host_puts", "put", compare=False),
+                Column("host_gets", "get", compare=False),
+                Column("host_held", "held at most", compare=False),
+            ),
+        ),
+        Layout(
             "channel",
             "Channel",
             "What does a page cost through vhost-user-blk, by queue depth?",

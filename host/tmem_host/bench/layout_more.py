@@ -79,6 +79,26 @@ FURTHER: Final[Mapping[str, tuple[Layout, ...]]] = {
             baseline="engine",
         ),
     ),
+    "guest": (
+        Layout(
+            "guest",
+            "Latencies",
+            "How long does each operation of a workload take, phase by phase, by the guest's own clock?",
+            (Column("latency", "median", compare=False), Column("latency", "p99", statistic="p99")),
+            rows=("phase", "op"),
+        ),
+        Layout(
+            "guest",
+            "Phases",
+            "How long does each phase take, and how much of the guest was swapped meanwhile?",
+            (
+                Column("run_time", "time", compare=False),
+                Column("swapped_out", "swapped out", compare=False),
+                Column("swapped_in", "swapped in", compare=False),
+            ),
+            rows=("phase",),
+        ),
+    ),
     "store": (
         Layout(
             "store",

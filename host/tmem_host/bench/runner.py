@@ -44,6 +44,7 @@ MODULES = {
     "exit": "tmem_host.bench.exit_bench",
     "density": "tmem_host.bench.density_bench",
     "api": "tmem_host.bench.api_bench",
+    "guest": "tmem_host.bench.guest_bench",
 }
 """Where each bench lives; imported only when it is run, so that `tmem --help` stays quick."""
 

@@ -23,9 +23,13 @@ app = typer.Typer(
 Number = Annotated[int, typer.Argument(help="The run's number.", metavar="RUN", min=1)]
 
 
-@app.command(epilog="Examples: tmem run start exit; tmem run start store --full --set parts=cost --no-follow")
+@app.command(
+    epilog="Examples: tmem run start store --full --set parts=cost --no-follow; tmem run start guest --set vm=web"
+)
 def start(
-    bench: Annotated[str, typer.Argument(help="all, api, channel, density, exit, store or swap.", metavar="BENCH")],
+    bench: Annotated[
+        str, typer.Argument(help="all, api, channel, density, exit, guest, store or swap.", metavar="BENCH")
+    ],
     full: Annotated[bool, typer.Option("--full", help="All rounds and sizes, not a first look.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of arm order and synthetic pages.")] = 1,
     arms: Annotated[str | None, typer.Option("--arms", help="Only these arms, separated by commas.")] = None,

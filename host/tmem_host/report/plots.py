@@ -16,6 +16,7 @@ from tmem_host.report import (
     plots_density,
     plots_exit,
     plots_exit_curves,
+    plots_guest,
     plots_store,
     plots_swap,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "plots_exit",
     "plots_exit_curves",
     "plots_for",
+    "plots_guest",
     "plots_store",
     "plots_swap",
 ]

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tmem_host.bench.all_child import Interrupts
+from tmem_host.config import check_vm_name
 from tmem_host.errors import Conflict, InvalidInput, NotFound
 from tmem_host.models import RunCreate, RunInfo, RunList, RunResults
 from tmem_host.runs.history import ENDED, History, RunEvent
@@ -90,6 +91,10 @@ class Runs:
             raise InvalidInput(f"there is no bench {options.bench!r}", f"the choice is {', '.join(BENCHES)}")
         if options.bench == "all" and (options.arms or options.rounds):
             raise InvalidInput("arms and rounds are of one bench", "give them as settings, store.rounds for example")
+        if options.bench == "guest":
+            if not isinstance(name := options.settings.get("vm"), str):
+                raise InvalidInput("the guest bench needs a VM", 'name it in settings: {"vm": "NAME"}')
+            check_vm_name(name)
         history = self._open()
         if len(history.in_state("queued")) >= QUEUE:
             raise Conflict(f"{QUEUE} runs wait already", "cancel some, or wait")

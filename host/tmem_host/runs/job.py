@@ -24,7 +24,7 @@ from tmem_host.runs.history import History
 log = logging.getLogger(__name__)
 
 #: What can be run.  `all`: one after the other, with the verdict.
-BENCHES: Final = ("all", "api", "channel", "density", "exit", "store", "swap")
+BENCHES: Final = ("all", "api", "channel", "density", "exit", "guest", "store", "swap")
 
 #: Seconds after which a run is ended as failed.
 _LIMIT: Final = 6 * 3600.0
@@ -52,6 +52,8 @@ class Job:
         self._history = history
         self._number = number
         self._folder = folder
+        #: Runs are kept in the agent's state folder.
+        self._state = history.folder.parent
         self._interrupts = interrupts
         self._news = news
         self._progress = RunProgress()
@@ -67,7 +69,7 @@ class Job:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         log.info("run %d of bench %s begins", self._number, options.bench)
         try:
-            argv = [*arguments(options), "--out", str(self._folder)]
+            argv = [*arguments(options, self._state), "--out", str(self._folder)]
             ended = run_child(argv, self._log, watch=self._watch, interrupts=self._interrupts, limit=_LIMIT)
         except OSError as error:
             self._end("failed", f"no process is to be had: {error.strerror}")
@@ -186,8 +188,8 @@ def failures_in(file: Path) -> tuple[bool, list[str]]:
         return False, []
 
 
-def arguments(options: RunCreate) -> list[str]:
-    """The command, behind ``tmem``."""
+def arguments(options: RunCreate, state: Path) -> list[str]:
+    """The command, behind ``tmem``.  ``state``: folder of the agent whose guest is to work."""
     argv = ["bench", options.bench, *(["--quick"] if options.quick else []), "--seed", str(options.seed)]
     if options.arms is not None:
         argv += ["--arms", options.arms]
@@ -195,4 +197,6 @@ def arguments(options: RunCreate) -> list[str]:
         argv += ["--rounds", str(options.rounds)]
     for name, value in options.settings.items():
         argv += ["--set", f"{name}={value}"]
+    if options.bench == "guest":
+        argv += ["--state", str(state)]
     return argv

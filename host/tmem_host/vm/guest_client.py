@@ -344,7 +344,7 @@ class GuestClient:
         try:
             return collect(events, answer["status"], time.monotonic() - began)
         except (KeyError, TypeError, AttributeError) as error:
-            raise GuestGarbled(f"{self._name}: {kind} lacks what it should say: {error}", "run 'make guests'") from error
+            raise GuestGarbled(f"{self._name}: {kind} lacks what it says: {error}", "run 'make guests'") from error
         except ValueError as error:
             raise GuestRefused(f"{self._name}: {error}", "failed") from error
 
