@@ -15,6 +15,9 @@ class CoreError(Exception):
 
     kind: str
 
+def journal(timeout_ms: int) -> tuple[list[tuple[Literal["ERROR", "WARN", "INFO"], str]], int]:
+    """What the core logged since this was last asked, and how many lines had no room; waits for the first line."""
+
 class Store:
     """Pools, objects and pages in an arena file that outlives the process."""
 

@@ -100,10 +100,11 @@ def _log_to(path: Path) -> None:
 
 
 async def _serve(config: AgentConfig, parent: int | None) -> None:
+    from tmem_host.journal import told
     from tmem_host.service import Service
 
     stop = asyncio.Event()
-    with _signals(stop), _parent_watched(stop, parent):
+    with _signals(stop), _parent_watched(stop, parent), told():
         service = await asyncio.to_thread(Service.open, config)
         try:
             _say_recovery(service)

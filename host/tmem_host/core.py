@@ -38,6 +38,7 @@ measure_engine = _core.measure_engine
 Engine = _core.Engine
 CoreError = _core.CoreError
 worst_case_bytes = _core.worst_case_bytes
+journal = _core.journal
 
 _RESTORE = "nothing was changed; bring back an intact copy, or start with --accept-loss to go on with what is left"
 

@@ -11,6 +11,7 @@ mod error;
 mod exit;
 mod fleet;
 mod held;
+mod journal;
 mod measure;
 mod store;
 mod stream;
@@ -21,6 +22,8 @@ use pyo3::prelude::*;
 
 #[pymodule]
 fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    journal::install();
+    m.add_function(wrap_pyfunction!(journal::journal, m)?)?;
     m.add("CoreError", m.py().get_type::<error::CoreError>())?;
     m.add_class::<store::PyStore>()?;
     m.add_class::<blk::PyBlkServer>()?;
