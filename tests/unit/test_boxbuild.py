@@ -46,6 +46,8 @@ def test_the_environment_comes_first(tmp_path: Path) -> None:
         ({"network": "192.168.1.1/24"}, "network"),
         ({"network": "10.0.0.0/8"}, "/16 to /29"),
         ({"accel": "warp"}, "accel"),
+        ({"role": "cloud"}, "role"),
+        ({"role": "host", "host_memory_mib": "64"}, "host_memory_mib"),
         ({"typo": "1"}, "typo"),
     ],
 )
@@ -97,6 +99,15 @@ def test_a_machine_with_the_module_and_the_patched_qemu(tmp_path: Path) -> None:
     assert f"path={tmp_path}/vms/tmem1.tmem.sock" in chardev
     assert device.startswith("vhost-user-tmem-pci")
     assert 'tmem.set.channel="virtio-tmem"' in machine["cmdline"].split()
+
+
+def test_a_nested_host(tmp_path: Path) -> None:
+    wanted = given(role="host", host_memory_mib="1024")
+    assert wanted.machines == ["tmem-host"]
+    machine = machines.machine("tmem-host", AgentConfig(state=tmp_path), wanted, (10, 0))
+    assert (machine["qemu"], machine["channels"]) == ([], [])
+    # Its own guest agent has nothing to do.
+    assert 'tmem.set.source="none"' in machine["cmdline"].split()
 
 
 def test_the_packages_of_the_box() -> None:

@@ -93,7 +93,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed (scripts/install-deps vagrant)")
     try:
-        built.read()
+        built.read().box("guests")
     except NotFound as error:
         pytest.fail(str(error))
     # Sockets' paths have 107 bytes.
@@ -190,3 +190,33 @@ async def test_from_the_box_to_guests_that_swap_and_back_to_nothing(place: Place
     # The agent that 'up' started is gone, too.
     assert not (place.state / "api.sock").exists()
     assert processes(place.state) == []
+
+
+async def test_a_nested_host_has_an_agent_of_its_own(place: Place) -> None:
+    """The other role. A guest in it is not started here: emulated within emulation it takes minutes to boot."""
+    try:
+        built.read().box("host")
+    except NotFound:
+        pytest.skip("the nested host's box is not built (TMEM_VAGRANT_ROLE=host make box)")
+    role = {"TMEM_VAGRANT_ROLE": "host"}
+    await asyncio.to_thread(place.vagrant, "up", "--provider=libvirt", **role)
+    # Nothing of an agent is on this side.
+    assert not (place.state / "api.sock").exists()
+
+    def inside(command: str) -> str:
+        return place.vagrant("ssh", "vg-host", "--command", command, **role)
+
+    curl = "sudo curl --silent --fail --unix-socket /var/lib/tmem/api.sock http://agent/v1"
+    wait = "for _ in $(seq 300); do sudo systemctl is-active --quiet tmem-agent && exit; sleep 1; done; exit 1"
+    await asyncio.to_thread(inside, wait)
+    body = json.dumps({"name": "inner", "size_bytes": "64M", "machine": {"kernel": "6.1", "memory_mib": 96}})
+    header = "--header Content-Type:application/json"
+    made = json.loads(await asyncio.to_thread(inside, f"{curl}/vms {header} --data '{body}'"))
+    assert (made["name"], made["channel"], made["machine"]["state"]) == ("inner", "listening", "stopped")
+    # What a guest of it needs is there.
+    found = await asyncio.to_thread(inside, "sudo tmem doctor --no-trial --json")
+    states = {finding["subject"]: finding["state"] for finding in json.loads(found)["findings"]}
+    assert {states[subject] for subject in ("core", "agent", "qemu-system-x86_64", "guest 6.1")} == {"ok"}
+    await asyncio.to_thread(place.vagrant, "destroy", "--force", **role)
+    assert place.libvirtd.virsh("list", "--all", "--name") == ""
+    assert place.libvirtd.virsh("pool-list", "--all", "--name") == ""

@@ -26,18 +26,18 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         wanted = settings.read()
         if options.command == "build":
-            made = built.build(wanted.kernel)
+            made = built.build(wanted.kernel, wanted.role)
             image = made.kernel(wanted.kernel)
             print(f"kernel {image.series}: Linux {image.version}, {image.initramfs}")
-            print(f"box {made.box.name}: {made.box.file}")
+            box = made.box(wanted.role)
+            print(f"box {box.name}: {box.file}")
             return 0
         from tmem_host.vm.boxbuild import machines
 
         if options.command == "plan":
             print(json.dumps(machines.plan(wanted)))
         elif options.command == "prepare":
-            vm = machines.prepare(wanted, options.machine)
-            print(f"{vm.name}: the agent serves {vm.socket}")
+            print(machines.prepare(wanted, options.machine))
         else:
             machines.forget(wanted, options.machine)
     except TmemError as error:

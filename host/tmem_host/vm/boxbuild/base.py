@@ -36,18 +36,21 @@ def packages(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
-def base_key(folder: Path) -> str:
-    """Changes with the packages' names and with what is done to their tree; a new version of one changes nothing."""
+def base_key(folder: Path, more: tuple[Path, ...] = ()) -> str:
+    """Changes with the packages' names and with what is done to their tree; a new version of one changes nothing.
+
+    ``more``: further lists of packages.
+    """
     digest = hashlib.sha256(f"{_BUILDER} {apt.RELEASE} {' '.join(_NOT_NEEDED)}".encode())
-    for name in ("packages", "customize"):
-        digest.update((folder / name).read_bytes() + b"\0")
+    for path in (folder / "packages", folder / "customize", *more):
+        digest.update(path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
-def base_tree() -> Path:
+def base_tree(more: tuple[Path, ...] = ()) -> Path:
     """The tar file; made when it is not there, in a minute or two. Raises Unavailable, VmFailed."""
     folder = box_folder()
-    done = cache_dir() / "boxes" / f"base-{base_key(folder)}.tar"
+    done = cache_dir() / "boxes" / f"base-{base_key(folder, more)}.tar"
     if done.is_file():
         return done
     if shutil.which("mmdebstrap") is None:
@@ -57,21 +60,23 @@ def base_tree() -> Path:
         work = Path(name)
         source = apt.PrivateApt(work / "apt", apt.RELEASE)
         source.update()
-        _mmdebstrap(folder, work / "apt" / "sources.list", work / "base.tar")
+        lists = (folder / "packages", *more)
+        names = [name for path in lists for name in packages(path.read_text())]
+        _mmdebstrap(names, folder / "customize", work / "apt" / "sources.list", work / "base.tar")
         (work / "base.tar").rename(done)
     return done
 
 
-def _mmdebstrap(folder: Path, sources: Path, target: Path) -> None:
+def _mmdebstrap(names: list[str], customize: Path, sources: Path, target: Path) -> None:
     argv = [
         "mmdebstrap",
         "--quiet",
         f"--mode={'root' if os.geteuid() == 0 else 'unshare'}",
         "--variant=minbase",
-        f"--include={','.join(packages((folder / 'packages').read_text()))}",
+        f"--include={','.join(names)}",
         "--aptopt=APT::Install-Recommends false",
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in _NOT_NEEDED),
-        f"--customize-hook={folder / 'customize'}",
+        f"--customize-hook={customize}",
         apt.RELEASE,
         str(target),
         str(sources),

@@ -25,7 +25,7 @@ from typing import Final
 from tmem_host.config import cache_dir
 from tmem_host.errors import Unavailable, VmFailed
 from tmem_host.vm import images
-from tmem_host.vm.boxbuild import base
+from tmem_host.vm.boxbuild import base, nested
 from tmem_host.vm.imagebuild import build
 
 #: Raised when the code that builds (not what goes in) changes what comes out.
@@ -45,11 +45,15 @@ class Box:
     key: Path
 
 
-def box_key(folder: Path) -> str:
-    """Changes with the Debian tree and with every file that is laid over it."""
+def box_key(folder: Path, series: str | None) -> str:
+    """Changes with the Debian tree and with every file that is laid over it. ``series``: as for :func:`build_box`."""
     origin = images.sources()
-    digest = hashlib.sha256(f"{_BUILDER} {DISK_GIB} {base.base_key(folder)} {' '.join(build.HOG_FLAGS)}".encode())
+    more = nested.packages() if series else ()
+    digest = hashlib.sha256(f"{_BUILDER} {DISK_GIB} {base.base_key(folder, more)} {' '.join(build.HOG_FLAGS)}".encode())
     files = sorted(path for path in (folder / "files").rglob("*") if path.is_file())
+    if series:
+        digest.update(images.guest_image(series).key.encode())
+        files += nested.files()
     for path in [*files, *origin.files()]:
         content = path.read_bytes()
         digest.update(f"\0{path.name} {path.stat().st_mode & 0o111}\0{len(content)}\0".encode() + content)
@@ -57,20 +61,25 @@ def box_key(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def build_box() -> Box:
-    """Builds what is missing. An interrupted build leaves nothing under the box's name."""
+def build_box(series: str | None = None) -> Box:
+    """Builds what is missing. An interrupted build leaves nothing under the box's name.
+
+    With ``series`` it is one for a nested host, which runs the agent, and guests with that kernel.
+    """
     with _lock():
         _make_key()
         folder = base.box_folder()
-        key = box_key(folder)
+        key = box_key(folder, series)
         done = cache_dir() / "boxes" / f"box-{key}"
         built = Box(f"tmem/debian-{key}", done / "tmem.box", _private_key())
         if built.file.is_file():
             return built
-        tree = base.base_tree()
+        tree = base.base_tree(nested.packages() if series else ())
         with tempfile.TemporaryDirectory(prefix=".building-", dir=done.parent) as name:
             work = Path(name)
             _lay_over(folder, work / "over")
+            if series:
+                nested.lay_over(series, work / "over")
             _disk(tree, work / "over", work / "disk")
             made = work / "made"
             made.mkdir()

@@ -17,10 +17,16 @@ from tmem_host.vm.boxbuild import box, kernel
 
 @dataclass(frozen=True)
 class Built:
-    """A box, and the kernels that it can be started with, by series."""
+    """Boxes by role, and the kernels that they can be started with, by series."""
 
-    box: box.Box
+    boxes: dict[str, box.Box]
     kernels: dict[str, images.KernelImage]
+
+    def box(self, role: str) -> box.Box:
+        """Raises NotFound for one that was not built, or is no longer there."""
+        if role not in self.boxes or not self.boxes[role].file.is_file():
+            raise NotFound(f"the box of {role} is not built", "run 'make box'")
+        return self.boxes[role]
 
     def kernel(self, series: str) -> images.KernelImage:
         """Raises NotFound for one that was not built."""
@@ -33,32 +39,33 @@ def _file() -> Path:
     return images.sources().root.parent / "vagrant" / "built.json"
 
 
-def build(series: str) -> Built:
-    """Builds what is missing of the box and of one kernel, and remembers it; kernels of before stay known."""
+def build(series: str, role: str) -> Built:
+    """Builds what is missing of a role's box and of one kernel, and remembers it; what was built before stays known."""
     image = kernel.build_kernel(series)
-    made = box.build_box()
+    made = box.build_box(series if role == "host" else None)
     try:
-        kernels = dict(read().kernels)
+        known = read()
     except NotFound:
-        kernels = {}
-    built = Built(made, {**kernels, series: image})
+        known = Built({}, {})
+    built = Built({**known.boxes, role: made}, {**known.kernels, series: image})
     _file().write_text(json.dumps(asdict(built), default=str, indent=1) + "\n")
     return built
 
 
 def read() -> Built:
-    """Raises NotFound when nothing is built, or no longer there."""
+    """Raises NotFound when nothing is built."""
     try:
         content = json.loads(_file().read_text())
-        fields = content["box"]
-        made = box.Box(fields["name"], Path(fields["file"]), Path(fields["key"]))
+        boxes = {role: _box(value) for role, value in content["boxes"].items()}
         kernels = {series: _kernel(value) for series, value in content["kernels"].items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise NotFound("the box is not built", "run 'make box'") from error
-    if not made.file.is_file():
-        raise NotFound(f"{made.file} is missing", "run 'make box'")
     present = {series: image for series, image in kernels.items() if image.initramfs.is_file()}
-    return Built(made, present)
+    return Built(boxes, present)
+
+
+def _box(fields: dict[str, str]) -> box.Box:
+    return box.Box(fields["name"], Path(fields["file"]), Path(fields["key"]))
 
 
 def _kernel(fields: dict[str, str]) -> images.KernelImage:

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import re
 import select
 import shutil
 import signal
@@ -21,7 +22,8 @@ from xml.sax.saxutils import escape
 from tmem_host.client import AgentClient
 from tmem_host.config import AgentConfig, cache_dir, state_dir
 from tmem_host.errors import Conflict, NotFound, Unavailable, VmFailed
-from tmem_host.models import VmCreate, VmInfo
+from tmem_host.models import VmCreate
+from tmem_host.state import private_folder
 from tmem_host.vm import process, qemu
 from tmem_host.vm.accel import find_accelerator
 from tmem_host.vm.boxbuild import built as built_files
@@ -60,6 +62,7 @@ def plan(settings: Settings) -> dict[str, Any]:
     A kernel or QEMU that is not built is no hindrance yet: machines must be destroyed also when the settings name one.
     """
     built = built_files.read()
+    made = built.box(settings.role)
     image = built.kernels.get(settings.kernel)
     try:
         emulator = _emulator(settings)
@@ -72,11 +75,11 @@ def plan(settings: Settings) -> dict[str, Any]:
         accelerator = asyncio.run(find_accelerator(path, image, wanted=settings.accel)).name
     config = AgentConfig(state=state_folder(settings))
     return {
-        "box": {"name": built.box.name, "file": str(built.box.file), "key": str(built.box.key)},
+        "box": {"name": made.name, "file": str(made.file), "key": str(made.key)},
         "libvirt": {"uri": settings.libvirt, "pool": NAME, "network": NAME, "address": settings.network},
         "accelerator": accelerator,
         "emulator": emulator,
-        "memory": settings.memory_mib,
+        "memory": settings.host_memory_mib if settings.role == "host" else settings.memory_mib,
         "cpus": settings.vcpus,
         "kernel": str(image.vmlinuz) if image else "",
         "initrd": str(image.initramfs) if image else "",
@@ -94,7 +97,9 @@ def machine(name: str, config: AgentConfig, settings: Settings, version: qemu.Ve
     # The first words are why qemu.kernel_line says.
     line = ["console=ttyS0", "quiet", "tsc=reliable", "no_timer_check", "net.ifnames=0", f"systemd.hostname={name}"]
     words: list[str] = []
-    if "blk" in settings.kinds:
+    if settings.role == "host":
+        line += ['tmem.set.source="none"']
+    elif "blk" in settings.kinds:
         disk = VhostUserBlk(config.vm_socket(name), settings.vcpus, reconnect_ms=1000)
         words = qemu.vhost_user_blk("tmem0", disk, version)
     else:
@@ -111,22 +116,32 @@ def machine(name: str, config: AgentConfig, settings: Settings, version: qemu.Ve
         "cmdline": " ".join(line),
         "console": str(config.sockets / f"{name}.console.log"),
         "qemu": words,
-        "channels": [
-            {"name": qemu.AGENT_PORT, "path": str(config.vm_socket(name, "agent"))},
-            {"name": qemu.PAGES_PORT, "path": str(config.vm_socket(name, "serial"))},
-        ],
+        "channels": [] if settings.role == "host" else _ports(name, config),
     }
+
+
+def _ports(name: str, config: AgentConfig) -> list[dict[str, str]]:
+    return [
+        {"name": qemu.AGENT_PORT, "path": str(config.vm_socket(name, "agent"))},
+        {"name": qemu.PAGES_PORT, "path": str(config.vm_socket(name, "serial"))},
+    ]
 
 
 # -- before and after -------------------------------------------------------------------------------------------------
 
 
-def prepare(settings: Settings, name: str) -> VmInfo:
-    """Before a machine starts: an agent that answers, with a VM of that name, and a pool for its disk."""
+def prepare(settings: Settings, name: str) -> str:
+    """Before a machine starts: a pool for its disk and, unless it has an agent of its own, one that answers here, with
+    a VM of that name. What was done, in a line."""
     folder = state_folder(settings)
     built_files.read().kernel(settings.kernel)
     _emulator(settings)
     with _one_at_a_time():
+        if settings.role == "host":
+            private_folder(folder)
+            private_folder(AgentConfig(state=folder).sockets)
+            _ensure_pool(settings)
+            return f"{name}: has an agent of its own"
         _check_rights(settings)
         client = AgentClient(folder)
         # It makes the state folder, where the pool is, this user's alone.
@@ -137,12 +152,12 @@ def prepare(settings: Settings, name: str) -> VmInfo:
         try:
             found = client.get_vm(name)
         except NotFound:
-            return client.create_vm(wanted)
+            found = client.create_vm(wanted)
         if (found.size_bytes or None) != size or {channel.kind for channel in found.channels} != set(settings.kinds):
             raise Conflict(
                 f"the agent has a VM {name} of another kind", "'vagrant destroy' it, or choose another name in settings"
             )
-        return found
+        return f"{name}: the agent serves {found.socket}"
 
 
 def forget(settings: Settings, name: str) -> None:
@@ -151,7 +166,8 @@ def forget(settings: Settings, name: str) -> None:
     with _one_at_a_time():
         client = AgentClient(folder)
         with contextlib.suppress(NotFound, Unavailable):
-            client.remove_vm(name)
+            if settings.role != "host":
+                client.remove_vm(name)
         for path in (
             AgentConfig(state=folder).sockets / f"{name}.console.log",
             AgentConfig(state=folder).vm_socket(name, "agent"),
@@ -161,7 +177,7 @@ def forget(settings: Settings, name: str) -> None:
         if _others(settings, name):
             return
         _remove_pool_and_network(settings)
-        _remove_old_boxes(built_files.read().box.name)
+        _remove_old_boxes({made.name for made in built_files.read().boxes.values()})
         _stop_own_agent(client, folder)
 
 
@@ -273,7 +289,8 @@ def _others(settings: Settings, name: str) -> list[str]:
 
     with _link(settings) as link:
         found = link.run("the domains", names)
-    return [other for other in found if other != name and other.removeprefix(settings.name).isdigit()]
+    ours = re.compile(re.escape(settings.name) + r"(\d+|-host)")
+    return [other for other in found if other != name and ours.fullmatch(other)]
 
 
 def _remove_pool_and_network(settings: Settings) -> None:
@@ -301,10 +318,10 @@ def _remove_pool_and_network(settings: Settings) -> None:
         pool_folder(settings).rmdir()
 
 
-def _remove_old_boxes(current: str) -> None:
+def _remove_old_boxes(current: set[str]) -> None:
     """Vagrant keeps a copy of each box that it ever took, and ours has another name whenever it changes."""
     home = Path(os.environ.get("VAGRANT_HOME") or Path.home() / ".vagrant.d")
-    kept = current.replace("/", _SLASH)
-    for folder in (home / "boxes").glob(current.split("/")[0] + _SLASH + "debian-*"):
-        if folder.name != kept:
+    kept = {name.replace("/", _SLASH) for name in current}
+    for folder in (home / "boxes").glob(f"tmem{_SLASH}debian-*"):
+        if folder.name not in kept:
             shutil.rmtree(folder, ignore_errors=True)

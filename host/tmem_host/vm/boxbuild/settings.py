@@ -8,7 +8,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -32,6 +32,10 @@ CHANNELS: Final[dict[Channel, tuple[ChannelKind, ...]]] = {
 SOURCES: Final[tuple[Source, ...]] = ("virtio-blk", "swap-disk", "frontswap")
 
 
+#: Guests of this host's agent; or one machine that runs an agent, and guests of its own.
+Role = Literal["guests", "host"]
+
+
 def _name(text: str) -> str:
     try:
         return check_vm_name(text)
@@ -51,9 +55,11 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    role: Role
     guests: Annotated[int, Field(ge=1, le=64)]
     name: Annotated[str, Field(max_length=48), AfterValidator(_name)]
     memory_mib: Annotated[int, Field(ge=160, le=1 << 20)]
+    host_memory_mib: Annotated[int, Field(ge=768, le=1 << 20)]
     vcpus: Annotated[int, Field(ge=1, le=64)]
     kernel: str
     source: Source
@@ -84,7 +90,9 @@ class Settings(BaseModel):
 
     @property
     def machines(self) -> list[str]:
-        """Names of domains, of the agent's VMs, and of hosts: tmem1, tmem2, ..."""
+        """Names of domains, of the agent's VMs, and of hosts: tmem1, tmem2, ..., or tmem-host."""
+        if self.role == "host":
+            return [f"{self.name}-host"]
         return [f"{self.name}{number}" for number in range(1, self.guests + 1)]
 
 
