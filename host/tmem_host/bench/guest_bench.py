@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from tmem_host.bench.guest_figures import MAIN, PHASES, Room, WorkFigures, hog_figures, whole, word, work_figures
+from tmem_host.bench.guest_figures import MAIN, MIB, PHASES, Room, WorkFigures, hog_figures, whole, word, work_figures
 from tmem_host.bench.runner import Arm, BenchAborted, BenchContext, BenchError, bench
 from tmem_host.client import AgentClient
 from tmem_host.config import AgentConfig, check_vm_name, state_dir
@@ -115,12 +115,14 @@ async def _guest(plan: Plan, vm: VmInfo) -> AsyncIterator[tuple[GuestClient, Jso
 
 async def _describe(ctx: BenchContext, plan: Plan, vm: VmInfo, hello: Json, room: Room, mib: int) -> None:
     accelerator, _, why = (vm.machine.accelerator if vm.machine is not None else "").partition(" ")
+    memory = whole("its memory", hello.get("mem_total_bytes"))
     ctx.guest(
         vm=plan.vm,
         kernel_release=word(hello.get("kernel")),
         clocksource=word(hello.get("clocksource")),
         vcpus=whole("its CPUs", hello.get("cpus")),
-        memory_bytes=whole("its memory", hello.get("mem_total_bytes")),
+        # What its kernel leaves to it, as what it was given is not known here.
+        memory_mib=memory // MIB,
         available_bytes=room.available,
         swap_free_bytes=room.swap_free,
         accelerator=accelerator or "unknown",

@@ -15,6 +15,15 @@ _WORDS = {
 }
 _COLOURS = {"hit": "s7", "fault": "s0", "get": "s2", "set": "s4"}
 
+#: In the plot of lines: a hue for each workload and operation.
+_LINES = {
+    ("hog", "fault"): "s0",
+    ("zipf", "fault"): "s2",
+    ("build", "fault"): "s6",
+    ("redis", "get"): "s4",
+    ("redis", "set"): "s5",
+}
+
 
 def _label(record: Record) -> str:
     op = str(record.dimensions.get("op"))
@@ -49,8 +58,9 @@ def guest_tail(results: Results) -> Plot | None:
         "Slow accesses",
         "Share of accesses to a page from swap, and of operations, that took longer than the time on the axis. Lower "
         "and further left is better.",
-        [r for r in results.find("latency", main=True) if r.dimensions.get("op") in ("fault", "get", "set")],
+        [r for r in results.find("latency", main=True) if (r.arm, r.dimensions.get("op")) in _LINES],
         _label,
+        lambda record: _LINES[record.arm, str(record.dimensions.get("op"))],
     )
 
 
