@@ -63,6 +63,22 @@ def test_pools(tmem: Tmem) -> None:
     assert "--size is a multiple" in tmem("pool", "create", "web", "--size", "5000", code=2)
 
 
+def test_what_there_is_to_see(tmem: Tmem) -> None:
+    version = json.loads(tmem("vm", "add", "web", "--size", "4M", "--channel", "blk", "--channel", "serial", "--json"))[
+        "version"
+    ]
+    assert "blk, listening" in tmem("vm", "channel", "web")
+    assert json.loads(tmem("vm", "channel", "web", "--kind", "serial", "--json"))["kind"] == "serial"
+    assert "has said nothing yet" in tmem("vm", "guest", "web", code=3)
+    assert "CPUs" in tmem("host")
+    assert json.loads(tmem("host", "--json"))["cpus"] >= 1
+    assert 'tmem_vm_pages{vm="web"} 0' in tmem("metrics")
+    assert json.loads(tmem("store", "--json"))["tiers"][0]["kind"] == "memory"
+    changed = json.loads(tmem("vm", "set", "web", "--weight", "5", "--if-version", version, "--json"))
+    assert changed["version"] != version
+    assert "no longer those" in tmem("vm", "set", "web", "--weight", "6", "--if-version", version, code=4)
+
+
 def test_saves(tmem: Tmem) -> None:
     tmem("vm", "add", "web", "--size", "4M")
     assert "0 pages in" in tmem("pool", "save", "0", "now")

@@ -50,7 +50,7 @@ app.command(epilog="Example: tmem routes --route swap-disk:virtio-tmem --kernel 
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-    host: Annotated[
+    url: Annotated[
         str | None,
         typer.Option(
             "--host",
@@ -71,7 +71,7 @@ def _root(
         ),
     ] = None,
 ) -> None:
-    remote.url, remote.token_file, remote.ca_file = host, token_file, ca_file
+    remote.url, remote.token_file, remote.ca_file = url, token_file, ca_file
     if version:
         from tmem_host import __version__
 
@@ -150,11 +150,32 @@ def store(state: State = None, as_json: Json = False) -> None:
     """What the store holds, of what it may."""
     from tmem_host.cli.output import print_json, print_store
 
-    info = client(state).store()
+    agent = client(state)
+    info = agent.store()
+    if as_json:
+        print_json({**info.model_dump(mode="json"), **agent.tiers().model_dump(mode="json")})
+    else:
+        print_store(info)
+
+
+@app.command(epilog="Example: tmem --host https://far:7080 host")
+def host(state: State = None, as_json: Json = False) -> None:
+    """The agent's host: what it is, can and cannot do, and what to install there."""
+    from tmem_host.cli.output import print_host, print_json
+
+    info = client(state).host()
     if as_json:
         print_json(info.model_dump(mode="json"))
     else:
-        print_store(info)
+        print_host(info)
+
+
+@app.command(epilog="Example: tmem metrics | grep tmem_vm_held_bytes")
+def metrics(state: State = None) -> None:
+    """What the agent counts, as Prometheus reads it."""
+    import sys
+
+    sys.stdout.write(client(state).metrics())
 
 
 @app.command(epilog="Example: tmem doctor")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tmem_host.config import format_size
 
 if TYPE_CHECKING:
-    from tmem_host.models import PoolDetail, PoolInfo, RunInfo, StoreInfo, VmInfo
+    from tmem_host.models import ChannelInfo, GuestReport, HostInfo, PoolDetail, PoolInfo, RunInfo, StoreInfo, VmInfo
 
 
 def print_json(value: Any) -> None:
@@ -103,6 +103,47 @@ def _machine(vm: VmInfo) -> list[tuple[str, str]]:
     if found.reason:
         lines.append(("failed", found.reason))
     return lines
+
+
+def print_channel(found: ChannelInfo) -> None:
+    """A channel: what was asked for and refused, then the rest of its counters that are not 0."""
+    counters = found.counters
+    lines = [("channel", f"{found.kind}, {found.state}"), ("socket", found.socket)]
+    lines.append(("queues", f"{found.queues}, poll {found.poll_us} µs"))
+    for group in ("requests", "refused", "malformed"):
+        lines += [(f"{group} {name}", f"{count}") for name, count in counters.get(group, {}).items() if count]
+    for op, histogram in counters.get("latency", {}).items():
+        if sum(histogram["count"]):
+            lines.append((f"{op} time", _latency(histogram)))
+    plain = ((name, value) for name, value in counters.items() if isinstance(value, int) and value)
+    lines += [(name.replace("_", " "), f"{value}") for name, value in plain]
+    print_fields(lines)
+
+
+def print_guest(report: GuestReport) -> None:
+    """What a guest said; what it did not say is left out."""
+    said = report.model_dump(exclude={"counters"})
+    sizes = ("mem_total", "mem_available", "swap_total", "swap_free")
+    lines = [
+        (name.replace("_", " "), format_size(value) if name in sizes else f"{value:g}")
+        for name, value in said.items()
+        if value is not None
+    ]
+    print_fields([*lines, *((name.replace("_", " "), f"{count}") for name, count in sorted(report.counters.items()))])
+
+
+def print_host(host: HostInfo) -> None:
+    from tmem_host.doctor import Finding, print_findings
+
+    print_fields(
+        [
+            ("host", f"{host.name}, Linux {host.kernel}"),
+            ("CPUs", f"{host.cpus}, load {' '.join(f'{load:.1f}' for load in host.load)}"),
+            ("memory", format_size(host.memory_bytes)),
+        ]
+    )
+    print()
+    print_findings([Finding.model_validate(finding.model_dump()) for finding in host.findings])
 
 
 def print_pools(pools: Sequence[PoolInfo]) -> None:

@@ -148,6 +148,10 @@ def set_(
     cap: Annotated[int | None, typer.Option("--cap", parser=size, metavar="SIZE", help="At most.")] = None,
     no_cap: Annotated[bool, typer.Option("--no-cap", help="Lift the cap.")] = False,
     weight: Annotated[int | None, typer.Option("--weight", min=1, max=10_000)] = None,
+    version: Annotated[
+        str | None,
+        typer.Option("--if-version", help="Only if the settings are still those of that version: see show --json."),
+    ] = None,
     state: State = None,
     as_json: Json = False,
 ) -> None:
@@ -166,7 +170,7 @@ def set_(
         change["cap"] = None
     if not change:
         raise typer.BadParameter("nothing to change: give --cap, --weight, --reservation, --codec or --poll-us")
-    _print(client(state).update_vm(name, valid("VmUpdate", **change)), as_json)
+    _print(client(state).update_vm(name, valid("VmUpdate", **change), version=version), as_json)
 
 
 @app.command(epilog="Example: tmem vm freeze web")
@@ -215,6 +219,37 @@ def console(
     # A guest's text on a terminal: no escape sequence of it reaches the terminal.
     text = client(state).console(name, tail)
     print("".join(c if c == "\n" or c == "\t" or c.isprintable() else "" for c in text), end="")
+
+
+@app.command(epilog="Examples: tmem vm channel web; tmem vm channel web --kind serial --json")
+def channel(
+    name: Name,
+    kind: Annotated[
+        str | None, typer.Option("--kind", parser=either(CHANNELS), metavar="|".join(CHANNELS), help="Else the first.")
+    ] = None,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """One channel of a VM, with all that it counts."""
+    from tmem_host.cli.output import print_channel, print_json
+
+    found = client(state).channel(name, kind)  # type: ignore[arg-type]  # by its parser
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+    else:
+        print_channel(found)
+
+
+@app.command(epilog="Example: tmem vm guest web")
+def guest(name: Name, state: State = None, as_json: Json = False) -> None:
+    """What the guest last said of itself, over its channel serial."""
+    from tmem_host.cli.output import print_guest, print_json
+
+    report = client(state).guest(name)
+    if as_json:
+        print_json(report.model_dump(mode="json"))
+    else:
+        print_guest(report)
 
 
 @app.command(epilog="Example: tmem vm share web 00112233-4455-6677-8899-aabbccddeeff")
