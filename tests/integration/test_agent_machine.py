@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -89,3 +90,27 @@ def test_a_guest_from_its_boot_to_the_end_of_the_agent(make_agent: AgentFactory)
     assert state_of(agent) == "stopped"
     client.remove_vm("web")
     assert not (agent.state / "machines" / "web").exists()
+
+
+class Unprivileged(AgentProcess):
+    """An agent whose user is not root and has no capability, nor have its children."""
+
+    PREFIX = ("unshare", "--user", "--map-user=1000", "--map-group=1000")
+
+    @property
+    def command(self) -> list[str]:
+        return [*self.PREFIX, *super().command]
+
+
+def test_nothing_of_it_needs_root(state: Path, arena: Path) -> None:
+    if subprocess.run([*Unprivileged.PREFIX, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("user namespaces cannot be made here")
+    with Unprivileged(state, arena, "256M") as agent:
+        client = agent.client
+        client.create_vm(VmCreate(name="web", size_bytes=64 * MIB, machine=MachineSpec(memory_mib=MEMORY_MIB)))
+        client.start_vm("web")
+        until(lambda: state_of(agent) == "running", "the guest runs")
+        for pid in (agent.pid, *monitors(agent)):
+            assert "CapEff:\t0000000000000000" in Path(f"/proc/{pid}/status").read_text()
+        assert client.get_vm("web").counters["puts"] > 0
+    assert monitors(agent) == []
