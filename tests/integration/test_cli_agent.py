@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from framework import fake_benches
 from framework.agents import LIMIT
 from tmem_host import cli
 from tmem_host.agent_process import AgentProcess
+from tmem_host.models import RunCreate
 
 UUID = "00112233445566778899aabbccddeeff"
 
@@ -151,3 +153,28 @@ def test_runs(
         tmem("run", "log", "1")
         assert "no bench 'tea'" in tmem("run", "start", "tea", code=2)
         assert "there is no run 99" in tmem("run", "follow", "99", code=3)
+
+
+def test_an_agent_stops_while_somebody_follows(state: Path, arena: Path) -> None:
+    with FakeBenches(state, arena, LIMIT) as agent:
+        number = agent.client.create_run(RunCreate(bench="store", settings={"do": "hang"})).id
+        heard: list[str] = []
+        first = threading.Event()
+
+        def follow() -> None:
+            for _seq, kind, _data in agent.client.follow_run(number):
+                heard.append(kind)
+                if kind == "progress":
+                    first.set()
+
+        follower = threading.Thread(target=follow)
+        follower.start()
+        assert first.wait(30)
+        agent.stop()
+        follower.join(30)
+        assert not follower.is_alive()
+        agent.start()
+        assert agent.client.get_run(number).state == "interrupted"
+        # Behind what it heard: the end.
+        rest = [(kind, data.get("state")) for _seq, kind, data in agent.client.follow_run(number, len(heard))]
+        assert rest[-1] == ("state", "interrupted")
