@@ -167,6 +167,42 @@ async def test_error_of_a_progress_callback_surfaces(tmp_path: Path) -> None:
             await client.hog(1, progress=broken)
 
 
+@pytest.mark.parametrize(
+    "data", [{}, [], {"event": "progress"}, {"event": "phase"}, {"event": "done"}, {"event": ["start"]}], ids=str
+)
+async def test_what_is_no_event_of_a_workload(tmp_path: Path, data: object) -> None:
+    frame = json.dumps({"id": 1, "event": "workload", "data": data}).encode() + b"\n"
+    start = json.dumps({"id": 1, "event": "workload", "data": {"event": "start"}}).encode() + b"\n"
+    done = json.dumps({"id": 1, "event": "workload", "data": {"event": "done"}}).encode() + b"\n"
+    async with client_of(tmp_path, says(start, frame, done, b'{"id":1,"ok":true,"status":0}\n')) as client:
+        with pytest.raises(GuestGarbled):
+            await client.workload("zipf", 1, progress=lambda _told: None)
+
+
+async def test_a_workload_may_not_say_without_end(tmp_path: Path) -> None:
+    frame = json.dumps({"id": 1, "event": "workload", "data": {"event": "bad", "x": "x" * 1_000_000}}).encode() + b"\n"
+
+    async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        with contextlib.suppress(OSError):
+            while True:
+                writer.write(frame)
+                await writer.drain()
+
+    async with client_of(tmp_path, flood) as client:
+        with pytest.raises(GuestGarbled, match="more than 32 MiB"):
+            await client.workload("zipf", 1)
+
+
+async def test_what_a_guest_says_of_an_error_is_a_short_line(tmp_path: Path) -> None:
+    error = json.dumps({"id": 1, "ok": False, "kind": "failed", "error": "a\n\x1b[2Jb" * 1000}).encode() + b"\n"
+    async with client_of(tmp_path, says(error)) as client:
+        with pytest.raises(GuestRefused) as caught:
+            await client.workload("zipf", 1)
+    assert caught.value.message.isprintable()
+    assert len(caught.value.message) < 500
+
+
 async def test_cancelled_hog_is_ended_in_the_guest(tmp_path: Path) -> None:
     stopped: list[int] = []
 

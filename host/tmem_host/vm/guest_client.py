@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
-from tmem_host.errors import Conflict, VmFailed
+from tmem_host.errors import Conflict, VmFailed, one_line
 from tmem_host.vm.guest_results import HogResult, Progress, WorkloadResult, collect_hog, collect_workload
 
 PROTOCOL: Final = 1
@@ -34,6 +34,9 @@ PROTOCOL: Final = 1
 _LONGEST: Final = 4 << 20
 #: Bytes that one workload may say: far more than the samples of any, and what a guest that lies can make us hold.
 _MOST: Final = 32 << 20
+
+#: Characters of what a guest says of an error that are told.
+_WORDS: Final = 400
 
 Json = dict[str, Any]
 EventHandler = Callable[[Json], None]
@@ -71,6 +74,12 @@ class ClientState(enum.Enum):
     NEW = "new"
     OPEN = "open"
     CLOSED = "closed"
+
+
+def _said(text: object) -> str:
+    """What a guest says of itself, fit for an error: a line, and not a long one."""
+    line = one_line(str(text)[:_WORDS])
+    return "".join(letter for letter in line if letter.isprintable())
 
 
 class GuestClient:
@@ -154,7 +163,7 @@ class GuestClient:
             if frame["ok"]:
                 future.set_result(frame)
             else:
-                future.set_exception(GuestRefused(f"{self._name}: {frame['error']}", frame["kind"]))
+                future.set_exception(GuestRefused(f"{self._name}: {_said(frame['error'])}", frame["kind"]))
 
     async def request(
         self, op: str, *, timeout: float = 30.0, on_event: EventHandler | None = None, **arguments: object
@@ -346,7 +355,7 @@ class GuestClient:
         except (KeyError, TypeError, AttributeError) as error:
             raise GuestGarbled(f"{self._name}: {kind} lacks what it says: {error}", "run 'make guests'") from error
         except ValueError as error:
-            raise GuestRefused(f"{self._name}: {error}", "failed") from error
+            raise GuestRefused(f"{self._name}: {_said(error)}", "failed") from error
 
     async def report(self) -> dict[str, float]:
         """What the guest says of its memory, as in its reports (tmem_guest.report)."""
