@@ -65,8 +65,9 @@ class Store:
     def pool_save(self, pool: int, path: str, *, passes: int = 4, freeze: bool = False) -> dict[str, int]:
         """Writes a persistent pool, while it changes, to a new file of mode 0600, durably.
 
-        ``host/core/store/src/save.rs`` has its format.  ``freeze``: its VM's puts are refused while the last changes are written.  ``pages`` that the
-        file comes to, ``records``, ``passes``."""
+        ``host/core/store/src/save.rs`` has its format.  ``freeze``: its VM's puts are refused while the last changes
+        are written.  ``pages`` that the file comes to, ``records``, ``passes``.
+        """
 
     def pool_restore(self, pool: int, path: str) -> dict[str, int]:
         """Puts them into an empty persistent pool: all of them, or nothing and an error."""
