@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -83,7 +84,13 @@ def _run(plan: RoutePlan, runs: list[Cell], logs: Path | None) -> list[Outcome]:
         async def collect(report: Callable[[str, float], None]) -> list[Outcome]:
             from tmem_host.route_run import run_cells
 
-            return [found async for found in run_cells(plan, runs, agent.client, report=report, evidence=logs)]
+            # Told as they end: what is interrupted has shown something, too.
+            found = []
+            async for outcome in run_cells(plan, runs, agent.client, report=report, evidence=logs):
+                found.append(outcome)
+                told = f"{outcome.pages} pages, {outcome.bad} bad, {outcome.out} out, {outcome.back} back"
+                print(f"{outcome.cell}: {outcome.state}, {outcome.reason or told}", file=sys.stderr, flush=True)
+            return found
 
         return asyncio.run(collect(report))
 
