@@ -250,12 +250,20 @@ class HogRun:
             while self.fraction < (number + 1) / (self._plan.kills + 1):
                 self._moved.clear()
                 await self._moved.wait()
-            await asyncio.to_thread(self._agent.kill)
-            # Counted when it is dead: on a busy host the hogs may be over before it is up again.
-            self.killed += 1
-            # To its end even when the hogs are over meanwhile: what comes after needs the agent.
-            await asyncio.shield(asyncio.to_thread(self._agent.start))
+            again = asyncio.ensure_future(asyncio.to_thread(self._kill_and_start))
+            try:
+                await asyncio.shield(again)
+            except asyncio.CancelledError:
+                # The hogs are over meanwhile; what comes after needs the agent.
+                await again
+                raise
             self._say(f"agent killed and started again, {self.killed} times", self.fraction)
+
+    def _kill_and_start(self) -> None:
+        self._agent.kill()
+        # Counted when it is dead: on a busy host the hogs may be over before it is up again.
+        self.killed += 1
+        self._agent.start()
 
     async def _sample(self) -> None:
         while True:
