@@ -65,6 +65,7 @@ class BareMachine(ABC):
         # Only QEMU has them now: when it ends, our ends say so.
         for end in (theirs, *inherited):
             end.close()
+        self._monitor = monitor
         self.qmp = QEMUMonitorProtocol(monitor, nickname="bare")
         try:
             self.qmp.connect()
@@ -96,8 +97,12 @@ class BareMachine(ABC):
         """Ends QEMU, whatever it is at."""
         self._child.kill()
         self._child.wait()
-        self.qmp.close()
-        self.memory.close()
+        try:
+            self.qmp.close()
+        finally:
+            # Its loop has ended, perhaps before it got round to that.
+            self._monitor.close()
+            self.memory.close()
 
 
 class QtestMachine(BareMachine):
@@ -119,9 +124,11 @@ class QtestMachine(BareMachine):
         return int(answer[1], 16) if len(answer) > 1 else 0
 
     def close(self) -> None:
-        super().close()
-        self._answers.close()
-        self._ours.close()
+        try:
+            super().close()
+        finally:
+            self._answers.close()
+            self._ours.close()
 
 
 class VcpuMachine(BareMachine):

@@ -61,7 +61,7 @@ async def test_a_pool_is_saved_while_its_guest_swaps(
             end = await asyncio.to_thread(client.save_pool, pool, SaveCreate(name="end", freeze=True))
             found = await asyncio.to_thread(client.get_vm, "web")
             assert (end.pages, found.frozen) == (found.pages, False)
-            assert await asyncio.to_thread(moved, "end") == end.pages > 1000
+            assert await asyncio.to_thread(moved, "end") == end.pages > 100
             there = (await asyncio.to_thread(other.client.get_vm, "end")).pools[0].id
             agent.kill()
             other.kill()
