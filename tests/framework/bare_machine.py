@@ -7,6 +7,7 @@ the qtest protocol asks, or a vCPU, whose program (``poke.S``) does what a mailb
 
 from __future__ import annotations
 
+import asyncio
 import mmap
 import socket
 import struct
@@ -66,7 +67,11 @@ class BareMachine(ABC):
         for end in (theirs, *inherited):
             end.close()
         self._monitor = monitor
+        # The client takes the thread's loop, or makes one and leaves it behind: this one is closed with the machine.
+        self._loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(self._loop)
         self.qmp = QEMUMonitorProtocol(monitor, nickname="bare")
+        asyncio.set_event_loop(None)
         try:
             self.qmp.connect()
         except BaseException:
@@ -100,8 +105,8 @@ class BareMachine(ABC):
         try:
             self.qmp.close()
         finally:
-            # Its loop has ended, perhaps before it got round to that.
             self._monitor.close()
+            self._loop.close()
             self.memory.close()
 
 
