@@ -18,7 +18,7 @@ from tmem_host.route_plan import Cell, Outcome, RoutePlan, faults
 from tmem_host.vm import routes
 from tmem_host.vm.console import complaints
 from tmem_host.vm.direct import DirectVm
-from tmem_host.vm.guest_results import HogResult, Progress
+from tmem_host.vm.guest_results import HogResult, HogsProgress, Progress
 from tmem_host.vm.images import KernelImage
 from tmem_host.vm.spec import VmSpec
 
@@ -126,12 +126,11 @@ async def _run(plan: RoutePlan, cell: Cell, vm: DirectVm, *, report: Report) -> 
 
 
 async def _hogs(plan: RoutePlan, cell: Cell, vm: DirectVm, report: Report) -> list[HogResult]:
-    done: dict[tuple[int, str], float] = {}
+    far = HogsProgress(cell.hogs)
 
     def progress(number: int, at: Progress) -> None:
-        done[number, at.phase] = at.done / max(1, at.planned)
-        # write, sequential and random
-        report(f"{cell}: {at.phase}, {at.bad} bad pages", min(1.0, sum(done.values()) / (3 * cell.hogs)))
+        far.take(number, at)
+        report(f"{cell}: {at.phase}, {at.bad} bad pages", far.fraction)
 
     def hog(number: int) -> Coroutine[None, None, HogResult]:
         return vm.agent.hog(

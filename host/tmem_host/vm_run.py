@@ -21,7 +21,7 @@ from tmem_host.errors import Unavailable
 from tmem_host.models import Codec, StoreInfo, VmCreate
 from tmem_host.vm.base import Vm
 from tmem_host.vm.direct import DirectVm
-from tmem_host.vm.guest_results import HogResult, Progress
+from tmem_host.vm.guest_results import HogResult, HogsProgress, Progress
 from tmem_host.vm.images import guest_image
 from tmem_host.vm.spec import AccelName, VhostUserBlk, VmSpec
 
@@ -201,8 +201,7 @@ class HogRun:
         self._agent = agent
         self._name = name
         self._say = say
-        #: Done pages by hog and phase; what is planned for all phases is known from the first event on.
-        self._done: dict[tuple[int, str], float] = {}
+        self._progress = HogsProgress(plan.hogs)
         self._moved = asyncio.Event()
         self.killed = 0
         self.held_peak = self.pages_peak = self.vm_held_peak = 0
@@ -234,20 +233,14 @@ class HogRun:
         )
 
     def _on_progress(self, number: int, progress: Progress) -> None:
-        self._done[number, progress.phase] = progress.done / max(1, progress.planned)
+        self._progress.take(number, progress)
         self._moved.set()
-        # A phase that was not seen yet has nothing done: write, sequential and random.
-        self._say(f"{progress.phase}, {progress.bad} bad pages", self.fraction)
-
-    @property
-    def fraction(self) -> float:
-        """How far all hogs are, 0 to 1."""
-        return min(1.0, sum(self._done.values()) / (3 * self._plan.hogs))
+        self._say(f"{progress.phase}, {progress.bad} bad pages", self._progress.fraction)
 
     async def _kill(self) -> None:
         """Kills the agent evenly over the run, and starts it again."""
         for number in range(self._plan.kills):
-            while self.fraction < (number + 1) / (self._plan.kills + 1):
+            while self._progress.fraction < (number + 1) / (self._plan.kills + 1):
                 self._moved.clear()
                 await self._moved.wait()
             again = asyncio.ensure_future(asyncio.to_thread(self._kill_and_start))
@@ -257,7 +250,7 @@ class HogRun:
                 # The hogs are over meanwhile; what comes after needs the agent.
                 await again
                 raise
-            self._say(f"agent killed and started again, {self.killed} times", self.fraction)
+            self._say(f"agent killed and started again, {self.killed} times", self._progress.fraction)
 
     def _kill_and_start(self) -> None:
         self._agent.kill()

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from tmem_host.vm.guest_results import HogPhase, HogResult
 
-PHASES = ("write", "sequential", "random")
 #: A phase that moved fewer pages than this share of its accesses says nothing about the cost of one.
 LEAST_SHARE = 0.02
 

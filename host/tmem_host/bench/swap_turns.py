@@ -18,7 +18,6 @@ from tmem_host.bench.harness import HARNESS
 from tmem_host.bench.runner import Arm, ArmSkipped, BenchAborted, BenchContext, BenchError
 from tmem_host.bench.swap_arms import CORPUS, ZRAM, Device
 from tmem_host.bench.swap_figures import (
-    PHASES,
     Held,
     InMemory,
     compression,
@@ -34,7 +33,7 @@ from tmem_host.config import PAGE_SIZE
 from tmem_host.errors import TmemError
 from tmem_host.vm import routes
 from tmem_host.vm.guest_client import GuestError, GuestRefused
-from tmem_host.vm.guest_results import HogResult, Progress
+from tmem_host.vm.guest_results import PHASES, HogResult, Progress
 from tmem_host.vm.routes import Options, Route
 
 if TYPE_CHECKING:

@@ -11,6 +11,9 @@ from typing import Any, Final
 
 _MAJOR: Final = 1 << 31
 
+#: Of a hog of one pass, in their order.
+PHASES: Final = ("write", "sequential", "random")
+
 #: A line of the guest's program.
 Event = dict[str, Any]
 
@@ -23,6 +26,24 @@ class Progress:
     done: int
     planned: int
     bad: int
+
+
+class HogsProgress:
+    """How far ``hogs`` hogs are that run at once."""
+
+    def __init__(self, hogs: int) -> None:
+        self._hogs = hogs
+        self._passed: dict[int, float] = {}
+
+    def take(self, number: int, at: Progress) -> None:
+        """What hog ``number`` says.  It tells a phase's end by the next one's beginning only."""
+        if at.phase in PHASES:
+            self._passed[number] = PHASES.index(at.phase) + at.done / max(1, at.planned)
+
+    @property
+    def fraction(self) -> float:
+        """0 to 1."""
+        return min(1.0, sum(self._passed.values()) / (len(PHASES) * self._hogs))
 
 
 @dataclass(frozen=True)
