@@ -8,58 +8,37 @@ import contextlib
 import logging
 import os
 import shlex
-import shutil
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final
 
 from qemu.qmp import ConnectError, QMPClient, QMPError
 
 from tmem_host.config import SOCKET_PATH_MAX
 from tmem_host.errors import Conflict, Denied, InvalidInput, NoSpace, NotFound, Unavailable, VmFailed
 from tmem_host.vm import process, qemu
-from tmem_host.vm.accel import Accelerator, find_accelerator
-from tmem_host.vm.base import Vm, VmState
+from tmem_host.vm.accel import find_accelerator
+from tmem_host.vm.base import BOOT_DEADLINE, START_DEADLINE, STOP_DEADLINE, Vm, VmState
 from tmem_host.vm.guest_client import ClientState, GuestClient, GuestError
 from tmem_host.vm.qemubuild.build import patched_qemu
 from tmem_host.vm.spec import STOCK_QEMU, FileDisk, VhostUserBlk, VhostUserTmem, VmSpec
-
-#: Seconds until QEMU listens on its sockets, and until the agent answers (TCG on a busy machine takes 5 to 15).
-START_DEADLINE: Final = 20.0
-BOOT_DEADLINE: Final = 120.0
-STOP_DEADLINE: Final = 10.0
 
 
 class DirectVm(Vm):
     """One QEMU. Whatever happens to this process, it does not outlive it."""
 
+    EVIDENCE = ("console.log", "qemu.log", "argv.txt")
+
     def __init__(self, spec: VmSpec, *, boot_deadline: float = BOOT_DEADLINE) -> None:
-        self.spec = spec
-        self._log = logging.getLogger(f"{__name__}.{spec.name}")
-        self._state = VmState.CREATED
-        self._boot_deadline = boot_deadline
+        super().__init__(spec, logging.getLogger(f"{__name__}.{spec.name}"), boot_deadline)
         self._child: asyncio.subprocess.Process | None = None
-        self._runtime: Path | None = None
-        self._workdir = spec.workdir
-        self._accelerator: Accelerator | None = None
         self._qmp: QMPClient | None = None
-        self._agent = GuestClient(spec.name)
-        #: Seconds from the start of QEMU to the agent's first answer.
-        self.boot_seconds = 0.0
 
     @property
     def state(self) -> VmState:
         if self._state is VmState.RUNNING and self._child is not None and self._child.returncode is not None:
             self._state = VmState.FAILED
         return self._state
-
-    @property
-    def agent(self) -> GuestClient:
-        if self._state is not VmState.RUNNING:
-            raise Conflict(f"{self.spec.name} is {self._state.value}", "start it first")
-        return self._agent
 
     @property
     def qmp(self) -> QMPClient:
@@ -76,56 +55,24 @@ class DirectVm(Vm):
         return qemu.pages_socket(self.spec, qemu.Runtime(self._runtime, self.console_log))
 
     @property
-    def accelerator(self) -> Accelerator:
-        if self._accelerator is None:
-            raise Conflict(f"{self.spec.name} has not been started", "start it first")
-        return self._accelerator
-
-    @property
     def pid(self) -> int:
         if self._child is None:
             raise Conflict(f"{self.spec.name} has not been started", "start it first")
         return self._child.pid
 
     @property
-    def workdir(self) -> Path:
-        if self._workdir is None:
-            raise Conflict(f"{self.spec.name} has no folder now", "give the spec a workdir to keep its logs")
-        return self._workdir
-
-    @property
-    def console_log(self) -> Path:
-        return self.workdir / "console.log"
-
-    @property
     def qemu_log(self) -> Path:
         return self.workdir / "qemu.log"
 
     async def start(self) -> None:
-        if self._state is not VmState.CREATED:
-            raise Conflict(f"{self.spec.name} is {self._state.value}", "a VM object is started once")
+        self._check_new()
         check_host(self.spec)
         path = process.find_qemu(qemu_path(self.spec))
         version, _text = process.qemu_version(path)
         self._accelerator = await find_accelerator(path, self.spec.kernel, wanted=self.spec.accel)
-        self._state = VmState.STARTING
-        try:
-            self._make_folders()
+        async with self._starting():
+            self._make_folders("console.log", "qemu.log")
             await self._launch(path, version)
-        except BaseException:
-            await self.kill()
-            self._state = VmState.FAILED
-            raise
-        self._state = VmState.RUNNING
-
-    def _make_folders(self) -> None:
-        # Short and private: sockets have 107 bytes for their path, and whoever opens them rules the VM.
-        self._runtime = Path(tempfile.mkdtemp(prefix="tmem-vm-"))
-        if self._workdir is None:
-            self._workdir = self._runtime
-        self._workdir.mkdir(parents=True, exist_ok=True)
-        for log in (self.console_log, self.qemu_log):
-            log.unlink(missing_ok=True)
 
     async def _launch(self, path: str, version: qemu.Version) -> None:
         assert self._runtime is not None  # made just before
@@ -247,21 +194,9 @@ class DirectVm(Vm):
         if self._child is not None and self.spec.agent_port is not None:
             # Killed, QEMU left its socket.
             self.spec.agent_port.unlink(missing_ok=True)
-        if self._runtime is not None:
-            shutil.rmtree(self._runtime, ignore_errors=True)
-            if self._workdir == self._runtime:
-                self._workdir = None
-            self._runtime = None
+        self._remove_folders()
         if self._state is VmState.RUNNING:
             self._state = VmState.STOPPED
-
-    def save_evidence(self, folder: Path) -> None:
-        if self._workdir is None or not self._workdir.is_dir():
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("console.log", "qemu.log", "argv.txt"):
-            if (self._workdir / name).is_file():
-                shutil.copy(self._workdir / name, folder / f"{self.spec.name}-{name}")
 
 
 def exists(path: Path) -> bool:

@@ -10,8 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -19,10 +17,10 @@ from typing import Any, Final
 
 from tmem_host.errors import Conflict, NotFound, TmemError, VmFailed
 from tmem_host.vm import process, qemu
-from tmem_host.vm.accel import Accelerator, find_accelerator
-from tmem_host.vm.base import Vm, VmState
-from tmem_host.vm.direct import BOOT_DEADLINE, START_DEADLINE, STOP_DEADLINE, check_host
-from tmem_host.vm.guest_client import GuestClient, GuestError
+from tmem_host.vm.accel import find_accelerator
+from tmem_host.vm.base import BOOT_DEADLINE, START_DEADLINE, STOP_DEADLINE, Vm, VmState
+from tmem_host.vm.direct import check_host
+from tmem_host.vm.guest_client import GuestError
 from tmem_host.vm.libvirt_link import SYSTEM, Lifecycle, Link, library
 from tmem_host.vm.libvirt_rights import check_qemu_user
 from tmem_host.vm.libvirt_xml import domain_xml
@@ -35,21 +33,14 @@ _SOON: Final = 0.02
 class LibvirtVm(Vm):
     """One domain at ``uri``. It does not outlive this process, as libvirtd destroys it when the connection closes."""
 
+    EVIDENCE = ("console.log", "domain.xml")
+
     def __init__(self, spec: VmSpec, *, uri: str = SYSTEM, boot_deadline: float = BOOT_DEADLINE) -> None:
-        self.spec = spec
-        self._log = logging.getLogger(f"{__name__}.{spec.name}")
-        self._state = VmState.CREATED
-        self._boot_deadline = boot_deadline
+        super().__init__(spec, logging.getLogger(f"{__name__}.{spec.name}"), boot_deadline)
         self._link = Link(uri)
-        self._runtime: Path | None = None
-        self._workdir = spec.workdir
-        self._accelerator: Accelerator | None = None
-        self._agent = GuestClient(spec.name)
         self._ended = asyncio.Event()
         self._unwatch: Callable[[], None] | None = None
         self._looking: set[asyncio.Task[None]] = set()
-        #: Seconds from the start of the domain to the agent's first answer.
-        self.boot_seconds = 0.0
 
     @property
     def state(self) -> VmState:
@@ -57,50 +48,17 @@ class LibvirtVm(Vm):
             self._state = VmState.FAILED
         return self._state
 
-    @property
-    def agent(self) -> GuestClient:
-        if self._state is not VmState.RUNNING:
-            raise Conflict(f"{self.spec.name} is {self._state.value}", "start it first")
-        return self._agent
-
-    @property
-    def accelerator(self) -> Accelerator:
-        if self._accelerator is None:
-            raise Conflict(f"{self.spec.name} has not been started", "start it first")
-        return self._accelerator
-
-    @property
-    def console_log(self) -> Path:
-        if self._workdir is None:
-            raise Conflict(f"{self.spec.name} has no folder now", "give the spec a workdir to keep its logs")
-        return self._workdir / "console.log"
-
     # -- life ---------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        if self._state is not VmState.CREATED:
-            raise Conflict(f"{self.spec.name} is {self._state.value}", "a VM object is started once")
+        self._check_new()
         check_host(self.spec)
         path = process.find_qemu(self.spec.qemu_path)
         self._accelerator = await find_accelerator(path, self.spec.kernel, wanted=self.spec.accel)
-        self._state = VmState.STARTING
-        try:
+        async with self._starting():
             await asyncio.to_thread(check_qemu_user, self._link, os.getuid())
-            self._make_folders()
+            self._make_folders("console.log")
             await self._launch(path)
-        except BaseException:
-            await self.kill()
-            self._state = VmState.FAILED
-            raise
-        self._state = VmState.RUNNING
-
-    def _make_folders(self) -> None:
-        # Short and private: sockets have 107 bytes for their path, and whoever opens them rules the VM.
-        self._runtime = Path(tempfile.mkdtemp(prefix="tmem-vm-"))
-        if self._workdir is None:
-            self._workdir = self._runtime
-        self._workdir.mkdir(parents=True, exist_ok=True)
-        self.console_log.unlink(missing_ok=True)
 
     async def _launch(self, emulator: str) -> None:
         assert self._runtime is not None  # made just before
@@ -206,18 +164,6 @@ class LibvirtVm(Vm):
                 task.cancel()
             # Also destroys what is left: it was started to end with this connection.
             await asyncio.to_thread(self._link.close)
-            if self._runtime is not None:
-                shutil.rmtree(self._runtime, ignore_errors=True)
-                if self._workdir == self._runtime:
-                    self._workdir = None
-                self._runtime = None
+            self._remove_folders()
             if self._state is VmState.RUNNING:
                 self._state = VmState.STOPPED
-
-    def save_evidence(self, folder: Path) -> None:
-        if self._workdir is None or not self._workdir.is_dir():
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("console.log", "domain.xml"):
-            if (self._workdir / name).is_file():
-                shutil.copy(self._workdir / name, folder / f"{self.spec.name}-{name}")
