@@ -23,7 +23,7 @@ from tmem_host.models import ChannelKind, GuestReport, VmCreate
 from tmem_host.vm.console import complaints
 from tmem_host.vm.direct import DirectVm
 from tmem_host.vm.images import KernelImage, guest_image
-from tmem_host.vm.modulebuild.module import guest_module, with_module
+from tmem_host.vm.routes import image_of
 from tmem_host.vm.spec import VhostUserBlk, VmSpec
 
 pytestmark = pytest.mark.vm
@@ -150,7 +150,7 @@ async def test_a_guest_that_lends_its_port(
     tmp_path: Path, make_agent: AgentFactory, request: pytest.FixtureRequest
 ) -> None:
     settings = f"report_seconds = 1\nsize_mib = {SWAP_MIB}\n"
-    image = with_module(guest_image("6.1"), guest_module("6.1"))
+    image = image_of("6.1")
     async with host_of(image, tmp_path, make_agent, request, "serial") as host:
         agent = host.vm.agent
         assert (await probe(host.vm, settings))["would_use"] == "swap-disk over virtio-serial, /dev/tmem0"

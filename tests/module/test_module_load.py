@@ -12,14 +12,14 @@ from framework.vm import HOG_MIB, MEMORY_MIB, make_sparse, running_vm
 from tmem_host.vm.console import complaints
 from tmem_host.vm.guest_client import GuestRefused
 from tmem_host.vm.images import USUAL, guest_image
-from tmem_host.vm.modulebuild.module import guest_module, with_module
+from tmem_host.vm.routes import image_of
 from tmem_host.vm.spec import FileDisk, VmSpec
 
 pytestmark = pytest.mark.vm
 
 
 def with_tmem(folder: Path, series: str) -> VmSpec:
-    image = with_module(guest_image(series), guest_module(series))
+    image = image_of(series)
     return VmSpec("module", image, MEMORY_MIB, workdir=folder / "vm")
 
 

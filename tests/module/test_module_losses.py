@@ -12,10 +12,8 @@ from framework.vm import MEMORY_MIB, running_vm
 from tmem_host.config import MIB
 from tmem_host.core import Engine, Store, TmemServer
 from tmem_host.vm.console import complaints
-from tmem_host.vm.direct import DirectVm
 from tmem_host.vm.guest_client import GuestError, GuestRefused
-from tmem_host.vm.images import guest_image
-from tmem_host.vm.modulebuild.module import guest_module, with_module
+from tmem_host.vm.routes import image_of, source_counters
 from tmem_host.vm.spec import InlineTmem, Tmem, VhostUserTmem, VmSpec
 
 pytestmark = pytest.mark.vm
@@ -26,14 +24,8 @@ SIGBUS = 7
 
 
 def spec(folder: Path, series: str, device: Tmem, vcpus: int = 1) -> VmSpec:
-    image = with_module(guest_image(series), guest_module(series))
+    image = image_of(series)
     return VmSpec("losses", image, MEMORY_MIB, vcpus, workdir=folder / "vm", tmem=(device,), append="no_timer_check")
-
-
-async def counters(vm: DirectVm, source: str) -> dict[str, int]:
-    text = await vm.agent.debugfs_read(f"tmem/{source}")
-    pairs = (line.split() for line in text.splitlines())
-    return {words[0]: int(words[1]) for words in pairs if len(words) == 2 and words[1].isdigit()}
 
 
 @pytest.mark.parametrize(("series", "source"), [("5.10", "frontswap"), ("5.10", "blkdev"), ("6.12", "blkdev")])
@@ -51,7 +43,7 @@ async def test_a_lost_page_is_an_error_for_one_process(
             await vm.agent.hog(HOG_MIB, progress=lambda p: events.append(p.bad))
         assert str(SIGBUS) in str(killed.value) or "SIGBUS" in str(killed.value)
         assert not any(events)
-        found = await counters(vm, source)
+        found = await source_counters(vm, source)
         assert found["injected"] >= 1, found
         assert found["lost"] >= found["injected"], found
         assert found["puts"] == found["puts_done"], found
@@ -78,7 +70,7 @@ async def test_a_page_that_the_host_lost_is_an_error_for_one_process(
                 await vm.agent.hog(HOG_MIB, progress=lambda p: events.append(p.bad))
             assert not any(events)
             engine.lose(0)
-            found = await counters(vm, "blkdev")
+            found = await source_counters(vm, "blkdev")
             assert found["lost"] >= 1, found
             # As the host counts it; another process may have asked for a page that it lost.
             assert found["lost"] <= engine.stats()["injected"] == int(server.stats()["refused"]["lost"])
@@ -125,7 +117,7 @@ async def test_a_host_agent_that_dies_is_waited_for(
 
 
 async def test_without_a_host_there_is_no_swap_disk(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    image = with_module(guest_image("6.12"), guest_module("6.12"))
+    image = image_of("6.12")
     async with running_vm(VmSpec("alone", image, MEMORY_MIB, workdir=tmp_path / "vm"), request) as vm:
         await vm.agent.module_load(blkdev_mib=SWAP_MIB)
         with pytest.raises(GuestRefused):
@@ -141,7 +133,7 @@ async def test_file_pages_come_back_from_the_host(arena: Path, tmp_path: Path, r
         await vm.agent.swap_on(device="tmem0", discard=False, page_cluster=0)
         for seed in (1, 2):
             assert (await vm.agent.hog(HOG_MIB, seed=seed)).bad == 0
-        found = await counters(vm, "cleancache")
+        found = await source_counters(vm, "cleancache")
         assert found["puts_done"] > 0, found
         assert found["hits"] > 0, found
         assert int(await vm.agent.debugfs_read("cleancache/succ_gets")) == found["hits"]

@@ -17,8 +17,7 @@ from tmem_host.config import MIB
 from tmem_host.core import Engine, Store
 from tmem_host.vm.console import complaints
 from tmem_host.vm.direct import DirectVm
-from tmem_host.vm.images import guest_image
-from tmem_host.vm.modulebuild.module import guest_module, with_module
+from tmem_host.vm.routes import image_of
 from tmem_host.vm.spec import VmSpec
 
 pytestmark = pytest.mark.vm
@@ -33,7 +32,7 @@ async def served(
     series: str, folder: Path, arena: Path, request: pytest.FixtureRequest, vcpus: int = 1
 ) -> AsyncIterator[tuple[DirectVm, Engine, SerialPort]]:
     """A guest with its port served out of a store of its own."""
-    image = with_module(guest_image(series), guest_module(series))
+    image = image_of(series)
     spec = VmSpec("serial", image, MEMORY_MIB, vcpus, workdir=folder / "vm", pages_port=True)
     store = Store(str(arena), limit_bytes=2 * SWAP_MIB * MIB)
     try:

@@ -16,8 +16,9 @@ from tmem_host.api.scoped import admin, scoped_router
 from tmem_host.config import Size
 from tmem_host.errors import Conflict, Unavailable, VmFailed
 from tmem_host.service import Service
-from tmem_host.vm import libvirt_attach as attaching
 from tmem_host.vm.libvirt_link import SYSTEM, Link
+
+# What edits domains is imported by who asks for it: the API's start does not wait for that.
 
 #: This host's libvirtd only: a URI can also name a program to run, or another host.
 _LOCAL = r"^qemu(\+unix)?:///(system|session)(\?socket=/[A-Za-z0-9._/-]{1,100})?$"
@@ -80,6 +81,8 @@ def router(service: Service) -> APIRouter:
         A running domain whose memory is not shared has to be restarted for that: 409, and nothing is done, unless
         `restart` or `next_start` says that it may.  libvirt not answering is 409, too.
         """
+        from tmem_host.vm import libvirt_attach as attaching
+
         request = attaching.Request(name, wanted.size_bytes, wanted.restart, wanted.next_start)
         with _linked(wanted.connect) as link:
             done = _asked(lambda: attaching.attach(service, link, wanted.domain or name, request))
@@ -91,6 +94,8 @@ def router(service: Service) -> APIRouter:
 
         409 when its guest runs and may have pages there, unless `force` or `next_start`.
         """
+        from tmem_host.vm import libvirt_attach as attaching
+
         with _linked(wanted.connect) as link:
             done = _asked(
                 lambda: attaching.detach(

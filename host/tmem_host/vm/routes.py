@@ -229,7 +229,11 @@ async def counters(vm: DirectVm, route: Route) -> dict[str, int]:
     """The source's own counters in the guest; none for the stock driver."""
     if route.source == "virtio-blk":
         return {}
-    name = {"swap-disk": "blkdev"}.get(route.source, route.source)
+    return await source_counters(vm, {"swap-disk": "blkdev"}.get(route.source, route.source))
+
+
+async def source_counters(vm: DirectVm, name: str) -> dict[str, int]:
+    """What tmem.ko counts of a source that it calls ``name``: lines of a name and a number in debugfs."""
     text = await vm.agent.debugfs_read(f"tmem/{name}")
     pairs = (line.split() for line in text.splitlines())
     return {words[0]: int(words[1]) for words in pairs if len(words) == 2 and words[1].isdigit()}

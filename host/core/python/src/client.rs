@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use tmem_channel::client::{Client, DATA_MAX};
 
-use crate::error::core_error;
+use crate::error::{core_error, from_io};
 use crate::measure::{Carrier, Plan};
 
 impl Carrier for Client {
@@ -23,10 +23,6 @@ pub struct PyTmemClient {
     client: Mutex<Option<Client>>,
 }
 
-fn error(error: io::Error) -> PyErr {
-    core_error("io", error.to_string())
-}
-
 impl PyTmemClient {
     fn with<R: Send>(
         &self,
@@ -35,7 +31,7 @@ impl PyTmemClient {
     ) -> PyResult<R> {
         py.detach(|| match self.client.lock() {
             Ok(mut client) => match &mut *client {
-                Some(client) => f(client).map_err(error),
+                Some(client) => f(client).map_err(from_io),
                 None => Err(core_error("invalid", "the client is closed".into())),
             },
             Err(_) => Err(core_error("io", "the client broke".into())),
@@ -48,7 +44,7 @@ impl PyTmemClient {
     #[new]
     #[pyo3(signature = (socket, *, spins = false))]
     fn new(py: Python<'_>, socket: PathBuf, spins: bool) -> PyResult<Self> {
-        let client = py.detach(|| Client::connect(&socket, spins)).map_err(error)?;
+        let client = py.detach(|| Client::connect(&socket, spins)).map_err(from_io)?;
         Ok(Self { client: Mutex::new(Some(client)) })
     }
 

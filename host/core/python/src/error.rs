@@ -19,6 +19,10 @@ pub fn core_error(kind: &str, message: String) -> PyErr {
     })
 }
 
+pub fn from_io(e: std::io::Error) -> PyErr {
+    core_error("io", e.to_string())
+}
+
 pub fn from_store(e: StoreError) -> PyErr {
     core_error(e.kind(), e.to_string())
 }

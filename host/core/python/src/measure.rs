@@ -12,7 +12,7 @@ use tmem_engine::{REPLY_MAX, Scratch, Session};
 use tmem_exit::work::scatter;
 
 use crate::engine::PyEngine;
-use crate::error::core_error;
+use crate::error::{core_error, from_io};
 
 /// What carries requests.
 pub trait Carrier {
@@ -211,5 +211,5 @@ pub fn measure_engine(
         ask(&mut bare, &hello, &[], &[], 0)?;
         plan.run(pages, &mut bare)
     })
-    .map_err(|e: io::Error| core_error("io", e.to_string()))
+    .map_err(from_io)
 }

@@ -13,7 +13,7 @@ use pyo3::types::PyBytes;
 use tmem_abi::frame::{FRAME_MAX, FRAME_SIZE, Kind, SYNC_SIZE, header};
 use tmem_abi::wire::REPLY_SIZE;
 
-use crate::error::core_error;
+use crate::error::from_io;
 use crate::measure::{Carrier, Plan};
 
 /// How long an answer may take.
@@ -81,10 +81,6 @@ pub struct PyStreamClient {
     guest: Mutex<Option<Guest>>,
 }
 
-fn error(error: io::Error) -> PyErr {
-    core_error("io", error.to_string())
-}
-
 impl PyStreamClient {
     fn with<R: Send>(
         &self,
@@ -98,7 +94,7 @@ impl PyStreamClient {
                 None => f(guard.insert(Guest::meet(accept(&self.listener)?)?)),
             }
         })
-        .map_err(error)
+        .map_err(from_io)
     }
 }
 
@@ -117,7 +113,7 @@ fn accept(listener: &UnixListener) -> io::Result<UnixStream> {
 impl PyStreamClient {
     #[new]
     fn new(socket: PathBuf) -> PyResult<Self> {
-        let listener = UnixListener::bind(&socket).map_err(error)?;
+        let listener = UnixListener::bind(&socket).map_err(from_io)?;
         Ok(Self { listener, guest: Mutex::new(None) })
     }
 
