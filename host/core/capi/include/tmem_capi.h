@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-or-later OR Apache-2.0) */
 /*
- * Transcendent memory for a monitor that serves its guest's requests itself: an arena of its own for one VM.
+ * Transcendent memory for a monitor that serves its guests' requests itself: arenas, and devices of VMs in them.
  *
  * libtmem_capi.a, written in Rust (host/core/capi); link it with -lpthread -lm -ldl. What a guest sends and is
  * answered: guest/abi/tmem_abi.h.
@@ -21,21 +21,35 @@ extern "C" {
 #endif
 
 /* Of this header; raised when anything in it changes. */
-#define TMEM_CAPI_VERSION	1u
+#define TMEM_CAPI_VERSION	2u
 
 /* Of the library. */
 uint32_t tmem_capi_version(void);
 
 struct tmem_capi;
 
+/* Other devices of this process may open the arena, and other VMs may have pages in it. */
+#define TMEM_CAPI_SHARE		(1u << 0)
+
+struct tmem_capi_options {
+	uint64_t limit;		/* what the VMs of the arena may hold, bytes */
+	uint64_t features;	/* TMEM_FEATURE_* that HELLO may agree on, of those that the library has */
+	uint32_t flags;		/* TMEM_CAPI_SHARE */
+	uint32_t reserved;	/* 0 */
+};
+
 /*
- * Opens the arena at `path`, or makes it, and the VM of that name in it, which may hold `limit` bytes. An arena that is
- * there keeps its pages, and may be of another VM's making: nobody else uses it meanwhile (it is locked), and it must
- * have no VM but this one.
+ * Opens the arena at `path`, or makes it, and the VM of that name in it: a device, which is a channel of that VM. An
+ * arena that is there keeps its pools; no other process has it meanwhile (it is locked).
+ *
+ * Without TMEM_CAPI_SHARE nobody else has it, and it must have no VM but this one. With it, devices that name the same
+ * VM are channels to the same pools, and those that name others have pools of their own, and common ones where both are
+ * authorised. All name the same limit, and those of one VM the same features.
  *
  * NULL on failure, with a reason of one line in `error` (always terminated, cut to `error_size`).
  */
-struct tmem_capi *tmem_capi_open(const char *path, uint64_t limit, const char *vm, char *error, size_t error_size);
+struct tmem_capi *tmem_capi_open(const char *path, const char *vm, const struct tmem_capi_options *options, char *error,
+				 size_t error_size);
 
 /* Pages stay in the arena. NULL is nothing. */
 void tmem_capi_close(struct tmem_capi *tmem);
@@ -55,7 +69,7 @@ ssize_t tmem_capi_execute(struct tmem_capi *tmem, const struct iovec *readable, 
 /* The guest's device was reset: HELLO comes first again. Pools and pages stay. */
 void tmem_capi_reset(struct tmem_capi *tmem);
 
-/* What the VM holds and may hold, bytes but for `pages` and `weight`. */
+/* What the VM holds and may hold, over all its devices; bytes but for `pages` and `weight`. */
 struct tmem_capi_status {
 	uint64_t limit;		/* of the arena */
 	uint64_t pages;
@@ -91,6 +105,19 @@ struct tmem_capi_quota {
 
 /* 0, or -1 with nothing changed and a reason in `error`. */
 int tmem_capi_set_quota(struct tmem_capi *tmem, const struct tmem_capi_quota *quota, char *error, size_t error_size);
+
+/*
+ * Whether the VM may make or join the shared pool of that uuid from now on; at first it may use none. Kept in the arena.
+ *
+ * 0, or -1 with nothing changed and a reason in `error`.
+ */
+int tmem_capi_authorise(struct tmem_capi *tmem, const uint8_t uuid[16], int allow, char *error, size_t error_size);
+
+/*
+ * From now on each `every`-th page that the VM asks for is answered as lost, and stays where it is; 0: none. For tests
+ * of guests.
+ */
+void tmem_capi_lose(struct tmem_capi *tmem, uint32_t every);
 
 #ifdef __cplusplus
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One VM with an arena of its own: what is behind a handle, in safe terms where that can be.
+//! A device: a channel of one VM in an arena. What is behind a handle, in safe terms where that can be.
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,23 +9,23 @@ use std::sync::atomic::Ordering;
 
 use tmem_abi::wire::{REPLY_SIZE, REQUEST_SIZE};
 use tmem_abi::{Header, Reply, Status};
-use tmem_engine::{Engine, Options, Scratch, Segment, Session};
+use tmem_engine::{Scratch, Segment, Session};
 use tmem_store::pool::Vm;
-use tmem_store::{NO_CAP, QuotaChange, Result, Store, StoreError, StoreOptions};
+use tmem_store::{QuotaChange, Result, Store};
 
-/// A new VM's share; alone in its arena, it has all.
-const WEIGHT: u32 = 100;
+use crate::arena::{Arena, DeviceOptions};
 
 thread_local! {
     /// Requests of a thread are served one after the other.
     static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::new());
 }
 
-/// An arena, its one VM, and the channel of that VM's device.
+/// A channel of a VM.
 pub struct Device {
-    store: Arc<Store>,
     session: Session,
     vm: String,
+    /// The last of its devices closes it.
+    arena: Arc<Arena>,
 }
 
 /// What the VM holds, and how it may change.
@@ -41,22 +41,11 @@ impl Device {
     /// Opens the arena, or makes it, and the VM in it.
     ///
     /// # Errors
-    /// As [`Store::open`], or the arena has other VMs.
-    pub fn open(path: &Path, limit: u64, vm: &str) -> Result<Self> {
-        let options = StoreOptions { limit, accept_loss: false, maintenance: true };
-        let store = Arc::new(Store::open(path, options)?);
-        if let Some(other) = store.vms().iter().find(|v| v.name != vm) {
-            return Err(StoreError::Invalid(format!(
-                "the arena {} has pages of a VM named {}: an inline device has one of its own",
-                path.display(),
-                other.name
-            )));
-        }
-        if store.vm(vm).is_err() {
-            store.vm_create(vm, 0, NO_CAP, WEIGHT)?;
-        }
-        let session = Engine::new(store.clone(), vm, Options::default())?.session();
-        Ok(Self { store, session, vm: vm.into() })
+    /// As [`Arena::open`] and [`Arena::engine`].
+    pub fn open(path: &Path, vm: &str, options: DeviceOptions) -> Result<Self> {
+        let arena = Arena::open(path, vm, options)?;
+        let session = arena.engine(vm, options.features)?.session();
+        Ok(Self { session, vm: vm.into(), arena })
     }
 
     /// The channel.
@@ -66,7 +55,7 @@ impl Device {
 
     /// The store.
     pub fn store(&self) -> &Store {
-        &self.store
+        self.arena.store()
     }
 
     /// The VM.
@@ -74,13 +63,13 @@ impl Device {
     /// # Errors
     /// Nobody but this process could have removed it.
     pub fn vm(&self) -> Result<Arc<Vm>> {
-        self.store.vm(&self.vm)
+        self.store().vm(&self.vm)
     }
 
     /// Sums over the VM's pools.
     pub fn holding(&self, vm: &Vm) -> Holding {
         let mut sum = Holding::default();
-        for pool in self.store.pools().iter().filter(|p| p.members.lock().contains(&vm.id)) {
+        for pool in self.store().pools().iter().filter(|p| p.members.lock().contains(&vm.id)) {
             sum.pages += pool.holding.pages.load(Ordering::Relaxed);
             sum.compressed += pool.holding.compressed.load(Ordering::Relaxed);
         }
@@ -92,8 +81,16 @@ impl Device {
     /// # Errors
     /// As [`Store::vm_set`]; nothing changed then.
     pub fn set(&self, change: QuotaChange, frozen: Option<bool>) -> Result<()> {
-        self.store.vm_set(&self.vm, change)?;
-        frozen.map_or(Ok(()), |frozen| self.store.vm_freeze(&self.vm, frozen))
+        self.store().vm_set(&self.vm, change)?;
+        frozen.map_or(Ok(()), |frozen| self.store().vm_freeze(&self.vm, frozen))
+    }
+
+    /// Lets the VM into the shared pool of that uuid, or no longer.
+    ///
+    /// # Errors
+    /// As [`Store::shared_authorise`].
+    pub fn authorise(&self, uuid: [u8; 16], allow: bool) -> Result<()> {
+        self.store().shared_authorise(&self.vm, uuid, allow)
     }
 
     /// Serves one request. Bytes of the reply and its data; `None`: it has no room, nothing was done.

@@ -5,6 +5,7 @@
 //! crosses into C: each function catches it.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+pub mod arena;
 pub mod device;
 
 use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_void};
@@ -12,17 +13,33 @@ use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
+use arena::DeviceOptions;
 use device::Device;
 use tmem_engine::Segment;
 use tmem_store::{NO_CAP, QuotaChange};
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+const SHARE: u32 = 1 << 0;
 const SET_RESERVATION: u32 = 1 << 0;
 const SET_CAP: u32 = 1 << 1;
 const SET_WEIGHT: u32 = 1 << 2;
 const SET_FROZEN: u32 = 1 << 3;
 /// The header says so too.
 const _: () = assert!(NO_CAP == u64::MAX);
+
+/// `struct tmem_capi_options`.
+#[repr(C)]
+#[derive(Debug, Default, Clone, Copy)]
+pub struct CapiOptions {
+    /// Of the arena, bytes.
+    pub limit: u64,
+    /// What HELLO may agree on.
+    pub features: u64,
+    /// `TMEM_CAPI_SHARE`.
+    pub flags: u32,
+    /// 0.
+    pub reserved: u32,
+}
 
 /// `struct tmem_capi_status`.
 #[repr(C)]
@@ -87,6 +104,17 @@ unsafe fn explain(error: *mut c_char, size: usize, reason: &str) {
     }
 }
 
+/// 0, or -1 with the reason.
+///
+/// # Safety
+/// As [`explain`].
+unsafe fn answer(done: Result<(), String>, error: *mut c_char, size: usize) -> c_int {
+    let Err(reason) = done else { return 0 };
+    // SAFETY: by the caller.
+    unsafe { explain(error, size, &reason) };
+    -1
+}
+
 /// # Safety
 /// NULL or a string that outlives the result.
 unsafe fn string<'a>(text: *const c_char, what: &str) -> Result<&'a CStr, String> {
@@ -120,8 +148,8 @@ pub extern "C" fn tmem_capi_version() -> u32 {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tmem_capi_open(
     path: *const c_char,
-    limit: u64,
     vm: *const c_char,
+    options: *const CapiOptions,
     error: *mut c_char,
     error_size: usize,
 ) -> *mut Device {
@@ -132,7 +160,14 @@ pub unsafe extern "C" fn tmem_capi_open(
         let vm =
             unsafe { string(vm, "VM") }?.to_str().map_err(|_| "the VM's name is not UTF-8".to_string())?;
         let path = Path::new(OsStr::from_bytes(path.to_bytes()));
-        Device::open(path, limit, vm).map_err(|e| e.to_string())
+        // SAFETY: by the caller.
+        let options = unsafe { &*options };
+        if options.flags & !SHARE != 0 || options.reserved != 0 {
+            return Err("the options have fields that this library does not know".into());
+        }
+        let share = options.flags & SHARE != 0;
+        let options = DeviceOptions { limit: options.limit, features: options.features, share };
+        Device::open(path, vm, options).map_err(|e| e.to_string())
     });
     match opened {
         Ok(device) => Box::into_raw(Box::new(device)),
@@ -274,12 +309,37 @@ pub unsafe extern "C" fn tmem_capi_set_quota(
         };
         device.set(change, is_set(SET_FROZEN).then_some(quota.frozen != 0)).map_err(|e| e.to_string())
     });
-    match done {
-        Ok(()) => 0,
-        Err(reason) => {
-            // SAFETY: by the caller.
-            unsafe { explain(error, error_size, &reason) };
-            -1
-        }
-    }
+    // SAFETY: by the caller.
+    unsafe { answer(done, error, error_size) }
+}
+
+/// Lets the VM into a shared pool, or no longer.
+///
+/// # Safety
+/// `tmem` is open, `uuid` valid for reads of 16 bytes; `error` as the header says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tmem_capi_authorise(
+    tmem: *mut Device,
+    uuid: *const [u8; 16],
+    allow: c_int,
+    error: *mut c_char,
+    error_size: usize,
+) -> c_int {
+    let done = caught(|| {
+        // SAFETY: (both) by the caller.
+        let (device, uuid) = unsafe { (&*tmem, *uuid) };
+        device.authorise(uuid, allow != 0).map_err(|e| e.to_string())
+    });
+    // SAFETY: by the caller.
+    unsafe { answer(done, error, error_size) }
+}
+
+/// Loses pages on purpose.
+///
+/// # Safety
+/// `tmem` is open.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tmem_capi_lose(tmem: *mut Device, every: u32) {
+    // SAFETY: by the caller.
+    unsafe { &*tmem }.session().engine().faults().lose_every(every);
 }

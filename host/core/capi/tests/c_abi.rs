@@ -16,16 +16,24 @@ use tmem_engine::Segment;
 const LIMIT: u64 = 64 << 20;
 const PERSISTENT: u64 = 1;
 
-fn open(path: &Path, vm: &str) -> Result<*mut Device, String> {
+const EXCLUSIVE: CapiOptions = CapiOptions { limit: LIMIT, features: u64::MAX, flags: 0, reserved: 0 };
+const SHARED: CapiOptions = CapiOptions { flags: 1, ..EXCLUSIVE };
+
+fn open_with(path: &Path, vm: &str, options: CapiOptions) -> Result<*mut Device, String> {
     let (path, vm) = (CString::new(path.to_str().unwrap()).unwrap(), CString::new(vm).unwrap());
     let mut error = [0 as c_char; 200];
-    // SAFETY: the strings and the buffer live.
-    let tmem = unsafe { tmem_capi_open(path.as_ptr(), LIMIT, vm.as_ptr(), error.as_mut_ptr(), error.len()) };
+    // SAFETY: strings, options and buffer live.
+    let tmem =
+        unsafe { tmem_capi_open(path.as_ptr(), vm.as_ptr(), &options, error.as_mut_ptr(), error.len()) };
     if tmem.is_null() {
         // SAFETY: always terminated.
         return Err(unsafe { CStr::from_ptr(error.as_ptr()) }.to_str().unwrap().into());
     }
     Ok(tmem)
+}
+
+fn open(path: &Path, vm: &str) -> Result<*mut Device, String> {
+    open_with(path, vm, EXCLUSIVE)
 }
 
 /// One request, with what it sends; the reply and what it fetched.
@@ -152,6 +160,88 @@ fn an_arena_is_of_one_vm_and_one_process() {
     unsafe { tmem_capi_close(ptr::null_mut()) };
 }
 
+fn new_pool(tmem: *mut Device, flags: u64, uuid: [u8; 16]) -> Reply {
+    let [low, high] = [&uuid[..8], &uuid[8..]].map(|half| u64::from_le_bytes(half.try_into().unwrap()));
+    let header =
+        Header { op: Op::NewPool as u16, argument: flags, object: [low, high, 0], ..Header::default() };
+    ask(tmem, header, &[], 0).0
+}
+
+#[test]
+fn devices_that_share_an_arena_are_channels_and_neighbours() {
+    let folder = tempfile::tempdir().unwrap();
+    let arena = folder.path().join("arena");
+    let one = open_with(&arena, "one", SHARED).unwrap();
+    // By another way to the same file.
+    let again = open_with(&folder.path().join(".").join("arena"), "one", SHARED).unwrap();
+    let other = open_with(&arena, "other", SHARED).unwrap();
+    for (vm, options, why) in [
+        ("one", EXCLUSIVE, "use"),
+        ("one", CapiOptions { limit: LIMIT * 2, ..SHARED }, "limit"),
+        ("one", CapiOptions { features: 1, ..SHARED }, "features"),
+        ("one", CapiOptions { flags: 2, ..SHARED }, "does not know"),
+        ("one", CapiOptions { reserved: 1, ..SHARED }, "does not know"),
+    ] {
+        assert!(open_with(&arena, vm, options).unwrap_err().contains(why), "{options:?}");
+    }
+    assert!(open_with(&folder.path().join("no/arena"), "one", SHARED).unwrap_err().contains("folder"));
+
+    for device in [one, other] {
+        assert_eq!(ask(device, hello(), &[], 0).0.status, Status::Ok);
+    }
+    let pool = new_pool(one, PERSISTENT, [0; 16]).value as u32;
+    let page = [7; 4096];
+    let put = Header { op: Op::Put as u16, pool, index: 9, count: 1, ..Header::default() };
+    assert_eq!(ask(one, put, &page, 0).0.status, Status::Ok);
+    let get = Header { op: Op::Get as u16, ..put };
+    assert_eq!(ask(again, get, &[], 4096).0.status, Status::NotNegotiated);
+    assert_eq!(ask(again, hello(), &[], 0).0.status, Status::Ok);
+    assert_eq!(ask(again, get, &[], 4096).1, page);
+    assert_eq!(ask(other, get, &[], 4096).0.status, Status::BadPool);
+
+    // A pool that both have, once both may.
+    let uuid = *b"two share a pool";
+    let mut error = [0 as c_char; 100];
+    for device in [one, other] {
+        assert_eq!(new_pool(device, PERSISTENT | 2, uuid).status, Status::NotPermitted);
+        // SAFETY: open, and both live.
+        assert_eq!(unsafe { tmem_capi_authorise(device, &uuid, 1, error.as_mut_ptr(), 100) }, 0);
+        assert_eq!(new_pool(device, PERSISTENT | 2, uuid).status, Status::Ok);
+    }
+    // SAFETY: as above.
+    assert_eq!(unsafe { tmem_capi_authorise(one, &uuid, 0, error.as_mut_ptr(), 100) }, 0);
+
+    // SAFETY: (both) open.
+    unsafe { tmem_capi_lose(one, 1) };
+    assert_eq!(ask(again, get, &[], 4096).0.status, Status::Lost);
+    // SAFETY: as above.
+    unsafe { tmem_capi_lose(one, 0) };
+    assert_eq!(ask(again, get, &[], 4096).1, page);
+
+    // The last closes it.
+    for device in [one, other, again] {
+        assert!(open(&arena, "one").unwrap_err().contains("use"));
+        // SAFETY: open.
+        unsafe { tmem_capi_close(device) };
+    }
+    let one = open_with(&arena, "one", SHARED).unwrap();
+    assert_eq!(status(one).pages, 1);
+    // SAFETY: open.
+    unsafe { tmem_capi_close(one) };
+}
+
+#[test]
+fn fewer_features_can_be_offered() {
+    let folder = tempfile::tempdir().unwrap();
+    let tmem =
+        open_with(&folder.path().join("arena"), "old", CapiOptions { features: 1, ..EXCLUSIVE }).unwrap();
+    // SAFETY: open.
+    assert_eq!(unsafe { tmem_capi_features(tmem) }, 1);
+    assert_eq!(ask(tmem, hello(), &[], 0).0.value, 1);
+    // SAFETY: open.
+    unsafe { tmem_capi_close(tmem) };
+}
+
 #[test]
 fn the_header_compiles_and_has_our_layout() {
     let folder = tempfile::tempdir().unwrap();
@@ -159,6 +249,7 @@ fn the_header_compiles_and_has_our_layout() {
     let size =
         |what: &str, bytes: usize| format!("_Static_assert(sizeof(struct {what}) == {bytes}, \"\");\n");
     let text = String::from("#include \"tmem_capi.h\"\n")
+        + &size("tmem_capi_options", size_of::<CapiOptions>())
         + &size("tmem_capi_status", size_of::<CapiStatus>())
         + &size("tmem_capi_quota", size_of::<CapiQuota>())
         + &size("iovec", size_of::<Segment>())

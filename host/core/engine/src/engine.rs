@@ -38,6 +38,13 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// The features that HELLO can agree on.
+    pub fn offered(&self) -> u64 {
+        self.features & SUPPORTED
+    }
+}
+
 /// A pool as requests find it.
 pub(crate) struct Pool {
     pub handle: Handle,
@@ -65,7 +72,7 @@ impl Engine {
     /// No such VM.
     pub fn new(store: Arc<Store>, vm: &str, options: Options) -> Result<Arc<Self>> {
         let id = store.vm(vm)?.id;
-        let options = Options { features: options.features & SUPPORTED, ..options };
+        let options = Options { features: options.offered(), ..options };
         let (pools, making) = (RwLock::default(), Mutex::default());
         let hidden = AtomicU32::new(NO_POOL);
         let (name, faults) = (vm.into(), Faults::default());
