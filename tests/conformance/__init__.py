@@ -16,8 +16,8 @@ leaves nothing behind, so one speaker can run all of them.
 from __future__ import annotations
 
 from conformance import negotiation, operations, pools, refusals, rules
-from conformance.speaker import Ability, Case, Speaker
+from conformance.speaker import Case, Speaker
 
 CASES: list[Case] = [*rules.CASES, *operations.CASES, *pools.CASES, *negotiation.CASES, *refusals.CASES]
 
-__all__ = ["CASES", "Ability", "Case", "Speaker"]
+__all__ = ["CASES", "Case", "Speaker"]

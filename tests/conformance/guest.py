@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
-from conformance.speaker import NO_FEATURES, Ability, Case, Speaker
+from conformance.speaker import NO_FEATURES, Case, Speaker
 from tmem_host.channel.abi import (
     CODEC_LZ4,
     FEATURES_ALL,
@@ -173,14 +173,14 @@ def collect(cases: list[Case]) -> Callable[..., Callable[[Callable[[Guest], None
     """A decorator that makes a line of the table of a function which is given a guest that has said HELLO."""
 
     def case(
-        name: str, can: Ability = Ability.NONE, features: Feature = NO_FEATURES
+        name: str, features: Feature = NO_FEATURES, *, room: bool = False
     ) -> Callable[[Callable[[Guest], None]], Callable[[Guest], None]]:
         def add(act: Callable[[Guest], None]) -> Callable[[Guest], None]:
             def run(speaker: Speaker) -> None:
                 with Guest(speaker) as guest:
                     act(guest)
 
-            cases.append(Case(name, run, can, features))
+            cases.append(Case(name, run, features, room))
             return act
 
         return add

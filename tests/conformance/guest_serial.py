@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from conformance.served import ServedSpeaker
-from conformance.speaker import Ability, Speaker
+from conformance.speaker import Speaker
 from tmem_host.core import Engine, Store, StreamServer
 from tmem_host.vm.direct import DirectVm
 from tmem_host.vm.guest_speaker import GuestPort
@@ -80,7 +80,7 @@ class GuestMachine:
 class GuestSpeaker(ServedSpeaker):
     """A port of the guest, served as a channel of a VM of ``store``."""
 
-    can = Ability.FREEZE | Ability.CAP | Ability.AUTHORISE | Ability.PEER | Ability.CHANNEL | Ability.LOSE
+    rooms = False
 
     def __init__(self, store: Store, vm: str, machine: GuestMachine, port: str, engine: Engine | None = None) -> None:
         self._engine = engine or Engine(store, vm)

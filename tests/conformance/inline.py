@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import uuid as uuids
 from collections.abc import Mapping
 from pathlib import Path
 
 from conformance.device import MEMORY_MIB, Driver
-from conformance.speaker import Ability, Speaker
+from conformance.speaker import Speaker
 from framework.bare_machine import BareMachine
 from tmem_host.vm.qemu import comma
 from tmem_host.vm.qemubuild.build import patched_qemu
@@ -16,34 +17,31 @@ _LIMIT = 256 << 20
 
 
 class InlineSpeaker(Speaker):
-    """One device, which is a VM with an arena of its own; its peer is another device."""
-
-    can = Ability.ROOM | Ability.FREEZE | Ability.CAP | Ability.PEER
+    """One device. Its peer is a device of another VM, its second channel another of its own, in the same arena."""
 
     def __init__(self, machine: BareMachine, driver: Driver, name: str) -> None:
         self._machine = machine
         self.driver = driver
         self._name = name
         self._peer: InlineSpeaker | None = None
+        self._second: InlineSpeaker | None = None
         self.features = driver.features
 
     @classmethod
     def over(cls, folder: Path, machine_of: type[BareMachine], **properties: str) -> InlineSpeaker:
-        """A QEMU with two devices of those properties, whose arenas lie in ``folder``."""
+        """A QEMU with three devices of those properties, whose arena lies in ``folder``."""
         options = "".join(f",{name.replace('_', '-')}={value}" for name, value in properties.items())
-        names = ("one", "other")
-        devices = [
-            f"virtio-tmem-pci,id={name},vm={name},arena={comma(folder / name)},limit={_LIMIT}{options}"
-            for name in names
-        ]
+        arena = f"arena={comma(folder / 'arena')},share-arena=on,limit={_LIMIT}"
+        names = {"one": "one", "second": "one", "other": "other"}
+        devices = [f"virtio-tmem-pci,id={name},vm={vm},{arena}{options}" for name, vm in names.items()]
         machine = machine_of(patched_qemu(), MEMORY_MIB, devices, folder)
         try:
             drivers = Driver.of_all(machine, ports=properties.get("modern_pio_notify") == "on")
-            one, other = (cls(machine, driver, name) for driver, name in zip(drivers, names, strict=True))
+            one, second, other = (cls(machine, driver, name) for driver, name in zip(drivers, names, strict=True))
         except BaseException:
             machine.close()
             raise
-        one._peer = other
+        one._peer, one._second = other, second
         return one
 
     def request(self, message: bytes, room: int | None = None) -> bytes:
@@ -58,12 +56,23 @@ class InlineSpeaker(Speaker):
     def set_cap(self, cap: int | None) -> None:
         self._set({"cap": cap or 0})
 
+    def authorise(self, uuid: bytes, allowed: bool) -> None:
+        text = str(uuids.UUID(bytes=uuid))
+        self._machine.qmp.cmd("tmem-authorise", device=self._name, uuid=text, allow=allowed)
+
+    def lose(self, lost: bool) -> None:
+        self._machine.qmp.cmd("x-tmem-lose", device=self._name, every=int(lost))
+
     def _set(self, quota: Mapping[str, object]) -> None:
         self._machine.qmp.cmd("tmem-set", device=self._name, quota=quota)
 
     def peer(self) -> Speaker:
         assert self._peer is not None
         return self._peer
+
+    def channel(self) -> Speaker:
+        assert self._second is not None
+        return self._second
 
     def held(self) -> list[dict[str, object]]:
         """What each device's VM holds and may hold, as ``query-tmem`` has it."""

@@ -5,20 +5,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from conformance.speaker import Ability, Speaker
+from conformance.speaker import Speaker
 from tmem_host.channel.abi import DATA_MAX, FEATURES_ALL, Feature
 from tmem_host.channel.reference import ReferenceChannel, ReferenceHost
 from tmem_host.channel.reference_port import ReferencePort
 from tmem_host.core import Engine, Store
 
 _LIMIT = 256 << 20
-_ALL = Ability.ROOM | Ability.FREEZE | Ability.CAP | Ability.AUTHORISE | Ability.PEER | Ability.CHANNEL
 
 
 class CoreSpeaker(Speaker):
     """The engine over a store of its own."""
-
-    can = _ALL | Ability.LOSE
 
     def __init__(self, store: Store, vm: str, engine: Engine | None = None) -> None:
         self._store = store
@@ -73,8 +70,6 @@ class CoreSpeaker(Speaker):
 class ReferenceSpeaker(Speaker):
     """The reference implementation. ``features``: those of the core that it is compared with, else all."""
 
-    can = _ALL
-
     def __init__(self, host: ReferenceHost, vm: str, channel: ReferenceChannel) -> None:
         self._host = host
         self._vm = vm
@@ -110,6 +105,9 @@ class ReferenceSpeaker(Speaker):
 
     def authorise(self, uuid: bytes, allowed: bool) -> None:
         self._host.authorise(self._vm, uuid, allowed)
+
+    def lose(self, lost: bool) -> None:
+        self._host.lose(self._vm, lost)
 
     def peer(self) -> Speaker:
         assert self._peer is not None

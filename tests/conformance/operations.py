@@ -6,7 +6,7 @@ from __future__ import annotations
 import lz4.block
 
 from conformance.guest import PACKED_LZ4, PERSISTENT, Guest, collect, noise, order, page
-from conformance.speaker import Ability, Case
+from conformance.speaker import Case
 from tmem_host.channel.abi import BATCH_MAX, DATA_MAX, PAGE_SIZE, Feature, Header, Key, Op, Status
 
 CASES: list[Case] = []
@@ -237,7 +237,7 @@ def _packed_parts(g: Guest) -> None:
     assert (answer.done, answer.data) == (3, b"new" + page(1)[3:])
 
 
-@case("room: a reply fits exactly or the request is refused", Ability.ROOM)
+@case("room: a reply fits exactly or the request is refused", room=True)
 def _room(g: Guest) -> None:
     pool = g.new_pool()
     assert g.put(pool, 1, page(1)).status == Status.OK

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from conformance.guest import ATTACH, PERSISTENT, SHARED, Guest, collect, page
-from conformance.speaker import Ability, Case
+from conformance.speaker import Case
 from tmem_host.channel.abi import POOLS_MAX, Feature, Header, Op, Status
 
 CASES: list[Case] = []
@@ -28,7 +28,7 @@ def _no_room(g: Guest) -> None:
     assert g.try_new_pool(PERSISTENT, pages=8).status == Status.OK
 
 
-@case("swap pool: a promise above the cap is none", Ability.CAP)
+@case("swap pool: a promise above the cap is none")
 def _promise_over_cap(g: Guest) -> None:
     g.speaker.set_cap(100 * 4200)
     try:
@@ -39,7 +39,7 @@ def _promise_over_cap(g: Guest) -> None:
         g.speaker.set_cap(None)
 
 
-@case("swap pool: a destroyed one gives its promise back", Ability.CAP)
+@case("swap pool: a destroyed one gives its promise back")
 def _promise_back(g: Guest) -> None:
     g.speaker.set_cap(100 * 4200)
     try:
@@ -89,7 +89,7 @@ def _limit(g: Guest) -> None:
     assert g.try_new_pool().status == Status.OK
 
 
-@case("isolation: another VM's pools are none", Ability.PEER)
+@case("isolation: another VM's pools are none")
 def _isolation(g: Guest) -> None:
     pool = g.new_pool(PERSISTENT, pages=10)
     assert g.put(pool, 1, page(1)).status == Status.OK
@@ -105,7 +105,7 @@ def _isolation(g: Guest) -> None:
     assert g.has(pool, 1, page(1))
 
 
-@case("channels: two of one VM reach its pools, each says HELLO", Ability.CHANNEL)
+@case("channels: two of one VM reach its pools, each says HELLO")
 def _channels(g: Guest) -> None:
     pool = g.new_pool(PERSISTENT, pages=10)
     assert g.put(pool, 1, page(1)).status == Status.OK
@@ -119,7 +119,7 @@ def _channels(g: Guest) -> None:
     assert g.get(pool, 1).status == Status.BAD_POOL
 
 
-@case("shared: not without authorisation", Ability.AUTHORISE, Feature.SHARED)
+@case("shared: not without authorisation", Feature.SHARED)
 def _not_authorised(g: Guest) -> None:
     uuid = b"never authorised"
     assert g.try_new_pool(SHARED, uuid).status == Status.NOT_PERMITTED
@@ -129,7 +129,7 @@ def _not_authorised(g: Guest) -> None:
     assert g.try_new_pool(SHARED, uuid[::-1]).status == Status.NOT_PERMITTED
 
 
-@case("shared: two VMs, one pool; the last takes it along", Ability.AUTHORISE | Ability.PEER, Feature.SHARED)
+@case("shared: two VMs, one pool; the last takes it along", Feature.SHARED)
 def _shared(g: Guest) -> None:
     uuid = b"two share a pool"
     with Guest(g.speaker.peer()) as other:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from conformance.guest import PERSISTENT, Guest, collect, noise, page
-from conformance.speaker import Ability, Case
+from conformance.speaker import Case
 from tmem_host.channel.abi import Feature, Header, Op, Status
 
 CASES: list[Case] = []
@@ -23,7 +23,7 @@ def _replaces(g: Guest) -> None:
         assert g.has(pool, 5, page(3))
 
 
-@case("1: a put refused by the cap removes the old page", Ability.CAP)
+@case("1: a put refused by the cap removes the old page")
 def _refused_by_cap(g: Guest) -> None:
     pool = g.new_pool(PERSISTENT)
     g.speaker.set_cap(CAP)
@@ -44,7 +44,7 @@ def _refused_by_cap(g: Guest) -> None:
         g.speaker.set_cap(None)
 
 
-@case("1, 5: a put while frozen removes the old page", Ability.FREEZE)
+@case("1, 5: a put while frozen removes the old page")
 def _frozen(g: Guest) -> None:
     pools = [g.new_pool(PERSISTENT, pages=8), g.new_pool(PERSISTENT), g.new_pool()]
     for pool in pools:
@@ -70,7 +70,7 @@ def _frozen(g: Guest) -> None:
         assert g.has(pool, 0, page(7))
 
 
-@case("5: frozen, new page, write and exchange are puts", Ability.FREEZE, Feature.NEW_PAGE | Feature.RANGE)
+@case("5: frozen, new page, write and exchange are puts", Feature.NEW_PAGE | Feature.RANGE)
 def _frozen_puts(g: Guest) -> None:
     pool = g.new_pool(PERSISTENT)
     assert g.put(pool, 0, page(0)).status == Status.OK
@@ -86,7 +86,7 @@ def _frozen_puts(g: Guest) -> None:
         g.speaker.freeze(False)
 
 
-@case("5: frozen, an exchange gets nothing and both pages are as they must be", Ability.FREEZE, Feature.EXCHANGE)
+@case("5: frozen, an exchange gets nothing and both pages are as they must be", Feature.EXCHANGE)
 def _frozen_exchange(g: Guest) -> None:
     pool = g.new_pool(PERSISTENT)
     assert g.put(pool, 0, page(0)).status == Status.OK
@@ -123,7 +123,7 @@ def _persistent(g: Guest) -> None:
             assert all(g.has(pool, i, data) for i, data in enumerate(contents))
 
 
-@case("3: a lost page is said to be lost", Ability.LOSE)
+@case("3: a lost page is said to be lost")
 def _lost(g: Guest) -> None:
     pool = g.new_pool(PERSISTENT, pages=8)
     assert g.put(pool, 1, page(1)).status == Status.OK
@@ -145,7 +145,7 @@ def _ephemeral(g: Guest) -> None:
     assert g.misses(pool, 1)
 
 
-@case("4: a get leaves the page in a shared ephemeral pool", Ability.AUTHORISE, Feature.SHARED)
+@case("4: a get leaves the page in a shared ephemeral pool", Feature.SHARED)
 def _shared_ephemeral(g: Guest) -> None:
     uuid = b"ephemeral shared"
     g.speaker.authorise(uuid, True)

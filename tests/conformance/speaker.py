@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,30 +15,11 @@ from tmem_host.channel.abi import Feature
 NO_FEATURES = Feature(0)
 
 
-class Ability(enum.Flag):
-    """What not every speaker can do."""
-
-    NONE = 0
-    #: Offer less room for data than a reply needs, as a virtqueue can.
-    ROOM = enum.auto()
-    #: Freeze and thaw the VM.
-    FREEZE = enum.auto()
-    #: Bound what the VM holds.
-    CAP = enum.auto()
-    #: Authorise the VM for shared pools.
-    AUTHORISE = enum.auto()
-    #: Be a second VM of the same host.
-    PEER = enum.auto()
-    #: Be a second channel of the same VM.
-    CHANNEL = enum.auto()
-    #: Lose pages of the VM, as a host that is damaged does.
-    LOSE = enum.auto()
-
-
 class Speaker(ABC):
-    """A channel of one VM. The methods below the first three are for those who say so in ``can``."""
+    """A channel of one VM; and, from ``freeze`` on, what its host's operator may do to that VM."""
 
-    can: Ability = Ability.NONE
+    #: Whether a request says how much room there is for data behind its reply: a stream's does not.
+    rooms: bool = True
     #: Features that the host offers.
     features: Feature
 
@@ -83,16 +63,17 @@ class Case:
 
     name: str
     act: Callable[[Speaker], None]
-    can: Ability = Ability.NONE
     features: Feature = NO_FEATURES
+    room: bool = False
+    """Whether it offers less room for data than a reply needs."""
 
     def __str__(self) -> str:
         return self.name
 
     def run(self, speaker: Speaker) -> None:
         """Raises AssertionError, or skips what cannot be."""
-        if self.can & ~speaker.can:
-            pytest.skip(f"this speaker has no {self.can & ~speaker.can!r}")
+        if self.room and not speaker.rooms:
+            pytest.skip("a request of this channel does not say how much room there is")
         if self.features & ~speaker.features:
             pytest.skip(f"this host does not offer {self.features & ~speaker.features!r}")
         self.act(speaker)

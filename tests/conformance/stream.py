@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 
 from conformance.served import ServedSpeaker
-from conformance.speaker import Ability, Speaker
+from conformance.speaker import Speaker
 from tmem_host.channel.frames import FrameReader, Kind, encode
 from tmem_host.core import Engine, Store, StreamServer
 
@@ -51,7 +51,7 @@ class FakeGuest:
 class StreamSpeaker(ServedSpeaker):
     """A VM of `store` behind the core's stream server."""
 
-    can = Ability.FREEZE | Ability.CAP | Ability.AUTHORISE | Ability.PEER | Ability.CHANNEL | Ability.LOSE
+    rooms = False
 
     def __init__(self, store: Store, vm: str, folder: Path, engine: Engine | None = None) -> None:
         # One engine for all channels of a VM: its pools are the VM's.

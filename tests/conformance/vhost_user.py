@@ -10,7 +10,7 @@ from pathlib import Path
 
 from conformance.device import MEMORY_MIB, Driver
 from conformance.served import ServedSpeaker
-from conformance.speaker import Ability, Speaker
+from conformance.speaker import Speaker
 from framework.bare_machine import BareMachine, QtestMachine
 from tmem_host.core import Engine, Store, TmemServer
 from tmem_host.vm.qemu import comma
@@ -19,8 +19,6 @@ from tmem_host.vm.qemubuild.build import patched_qemu
 
 class VhostUserSpeaker(ServedSpeaker):
     """A device, served as a channel of a VM of ``store``."""
-
-    can = ~Ability.NONE
 
     def __init__(self, store: Store, vm: str, folder: Path, engine: Engine | None = None) -> None:
         self._engine = engine or Engine(store, vm)

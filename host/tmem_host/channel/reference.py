@@ -42,6 +42,7 @@ class _Vm:
     reservation: int = 0
     held: int = 0
     frozen: bool = False
+    loses: bool = False
 
 
 @dataclass
@@ -93,6 +94,10 @@ class ReferenceHost:
 
     def freeze(self, name: str, frozen: bool) -> None:
         self._vms[name].frozen = frozen
+
+    def lose(self, name: str, lost: bool) -> None:
+        """From now on pages that the VM asks for are answered as lost, and stay where they are; or no longer."""
+        self._vms[name].loses = lost
 
     def authorise(self, name: str, uuid: bytes, allowed: bool) -> None:
         """Lets a VM into the shared pool of a uuid, or keeps it out from now on."""
@@ -183,6 +188,9 @@ class ReferenceHost:
     def frozen(self, vm: str) -> bool:
         return self._vms[vm].frozen
 
+    def loses(self, vm: str) -> bool:
+        return self._vms[vm].loses
+
 
 class ReferenceChannel:
     """One channel of a VM: the bytes of a request become those of its reply."""
@@ -247,21 +255,29 @@ class ReferenceChannel:
             pages = (request.data[i * size : (i + 1) * size] for i in range(len(request.keys)))
             return self._reply(request, [self._put(pool, k, p) for k, p in zip(request.keys, pages, strict=True)])
         if request.op == Op.GET:
-            return self._fetched(request, (self._host.get(self._vm, pool, key) for key in request.keys))
+            return self._fetched(request, (self._get(pool, key) for key in request.keys))
         if request.op == Op.EXCHANGE:
             return self._exchange(request, pool)
         offset, end = request.header.offset, request.header.offset + request.header.length
         if request.op == Op.WRITE and self._host.frozen(self._vm):
             return self._reply(request, [self._put(pool, key, bytes(size))])
+        if request.op == Op.READ:
+            part = self._get(pool, key, whole=False)
+            return self._fetched(request, [part if isinstance(part, Status) else part[offset:end]])
         page = self._host.get(self._vm, pool, key, whole=False)
         if page is None:
             return self._reply(request, [Status.MISS])
-        if request.op == Op.READ:
-            return self._fetched(request, [page[offset:end]])
         return self._reply(request, [self._put(pool, key, page[:offset] + request.data + page[end:])])
 
     def _put(self, pool: _Pool, key: Key, page: bytes) -> Status:
         return self._host.put(self._vm, pool, key, _pack(page))
+
+    def _get(self, pool: _Pool, key: Key, *, whole: bool = True) -> bytes | Status:
+        """The page, or why not."""
+        if self._host.loses(self._vm):
+            return Status.LOST
+        page = self._host.get(self._vm, pool, key, whole=whole)
+        return Status.MISS if page is None else page
 
     def _exchange(self, request: Request, pool: _Pool) -> bytes:
         assert request.get is not None
@@ -269,17 +285,19 @@ class ReferenceChannel:
         stored = self._host.put(self._vm, pool, request.keys[0], packed)
         if stored != Status.OK:
             return self._reply(request, [stored])
-        page = self._host.get(self._vm, pool, request.get)
-        return self._reply(request, [stored, Status.MISS if page is None else Status.OK], page or b"")
+        page = self._get(pool, request.get)
+        if isinstance(page, Status):
+            return self._reply(request, [stored, page])
+        return self._reply(request, [stored, Status.OK], page)
 
-    def _fetched(self, request: Request, parts: Iterable[bytes | None]) -> bytes:
+    def _fetched(self, request: Request, parts: Iterable[bytes | Status]) -> bytes:
         """The data ends with the last page that is there; those before that are not are zeroes."""
         found = list(parts)
-        size = max((len(part) for part in found if part is not None), default=0)
-        there = [part is not None for part in found]
-        last = max((i + 1 for i, was in enumerate(there) if was), default=0)
-        data = b"".join(part if part is not None else bytes(size) for part in found[:last])
-        return self._reply(request, [Status.OK if was else Status.MISS for was in there], data)
+        statuses = [part if isinstance(part, Status) else Status.OK for part in found]
+        pages = [b"" if isinstance(part, Status) else part for part in found]
+        size = max((len(page) for page in pages), default=0)
+        last = max((i + 1 for i, page in enumerate(pages) if page), default=0)
+        return self._reply(request, statuses, b"".join(page or bytes(size) for page in pages[:last]))
 
     @staticmethod
     def _reply(request: Request, statuses: list[Status], data: bytes = b"") -> bytes:
