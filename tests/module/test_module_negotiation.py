@@ -16,12 +16,11 @@ from tmem_host.config import MIB
 from tmem_host.core import Engine, Store, TmemServer
 from tmem_host.vm.console import complaints
 from tmem_host.vm.direct import DirectVm
-from tmem_host.vm.routes import Route, counters, image_of
-from tmem_host.vm.spec import VhostUserTmem, VmSpec
+from tmem_host.vm.routes import image_of, source_counters
+from tmem_host.vm.spec import InlineTmem, VhostUserTmem, VmSpec
 
 pytestmark = pytest.mark.vm
 
-ROUTE = Route("swap-disk", "vhost-user-tmem")
 SWAP_MIB = 128
 HOG_MIB = 72
 #: At about every third a batch of flushes is under way.
@@ -82,7 +81,7 @@ async def agreed(vm: DirectVm) -> int:
 
 async def flushes(vm: DirectVm) -> tuple[int, int]:
     """Pages flushed, and the requests that it took."""
-    found = await counters(vm, ROUTE)
+    found = await source_counters(vm, "blkdev")
     return found["flushes_sent"], found["flush_requests"]
 
 
@@ -156,4 +155,25 @@ async def test_swap_on_hosts_of_several_ages(host: Host, tmp_path: Path, request
             while host.pages or sent != host.flushed:
                 await asyncio.sleep(0.1)
                 sent, _ = await flushes(vm)
+    assert complaints(vm.console_log.read_text(errors="replace")) == []
+
+
+@pytest.mark.parametrize("features", [0, 1, FEATURES_ALL])
+async def test_swap_on_inline_devices_of_several_ages(
+    features: int, arena: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    device = InlineTmem(arena, 2 * SWAP_MIB * MIB, features=features)
+    spec = VmSpec("guest", image_of("6.12"), MEMORY_MIB, 2, workdir=tmp_path / "vm", tmem=(device,))
+    async with running_vm(spec, request) as vm:
+        await vm.agent.module_load(blkdev_mib=SWAP_MIB)
+        await vm.agent.swap_on(device="tmem0", discard=False, page_cluster=0)
+        assert (await vm.agent.hog(HOG_MIB)).bad == 0
+        assert await agreed(vm) == WANTED & features
+        await vm.agent.swap_off(device="tmem0", discard_after=False)
+        pages, requests = await flushes(vm)
+        assert pages > 1000
+        # Lists hold any pages, batches such as are in a row; without either it is a request for each.
+        least, most = {0: (pages, pages), 1: (1, pages)}.get(features, (1, pages // 2))
+        assert least <= requests <= most
+        await vm.agent.module_unload()
     assert complaints(vm.console_log.read_text(errors="replace")) == []

@@ -63,6 +63,7 @@ def test_tmem_devices() -> None:
     assert "num-queues=1,queue-size=256,modern-pio-notify=on,ioeventfd=on,x-bql=on" in line(
         VmSpec("a", KERNEL, tmem=(arms,))
     )
+    assert line(VmSpec("a", KERNEL, tmem=(replace(inline, features=0),))).endswith("queue-size=256,features=0")
 
 
 def test_tmem_devices_want_the_patched_qemu(monkeypatch: pytest.MonkeyPatch) -> None:

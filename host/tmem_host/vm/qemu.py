@@ -195,5 +195,6 @@ def _inline_tmem(node: str, device: InlineTmem, queues: int, name: str) -> list[
         *(f"virtio-tmem-pci,id={node}", f"arena={comma(device.arena)}", f"limit={device.limit}", f"vm={name}"),
         *(f"num-queues={queues}", f"queue-size={device.queue_size}"),
         *(f"{arm}=on" for arm, on in arms if on),
+        *([] if device.features is None else [f"features={device.features}"]),
     ]
     return ["-device", ",".join(options)]

@@ -81,7 +81,7 @@ class InlineTmem:
     """virtio-tmem: QEMU itself serves requests, with an arena of its own that may hold ``limit`` bytes.
 
     Without ``ioeventfd`` that is on the vCPU's thread, in the write to the ``doorbell``; ``bql``: with QEMU's big lock
-    held, to measure what that costs.
+    held, to measure what that costs. ``features``: TMEM_FEATURE_* to offer, as an older one would; None: all.
     """
 
     arena: Path
@@ -91,6 +91,7 @@ class InlineTmem:
     doorbell: Doorbell = "mmio"
     ioeventfd: bool = False
     bql: bool = False
+    features: int | None = None
 
 
 Tmem = VhostUserTmem | InlineTmem
