@@ -22,8 +22,8 @@ import pytest
 from framework.libvirtd import PrivateLibvirtd, private_libvirtd
 from framework.vm import evidence_folder, wait_until
 from tmem_host.config import default_arena
-from tmem_host.errors import NotFound
-from tmem_host.vm.boxbuild import built
+from tmem_host.errors import NotFound, Unavailable
+from tmem_host.vm.boxbuild import built, nested
 
 pytestmark = pytest.mark.vm
 
@@ -142,6 +142,10 @@ def bridges() -> set[str]:
     return {path.parent.name for path in Path("/sys/class/net").glob("virbr*/bridge")}
 
 
+def show(unit: str) -> str:
+    return f"sudo systemctl show {unit} --property=ActiveState,User,ProtectSystem,NoNewPrivileges"
+
+
 def swap_of(place: Place, name: str) -> int:
     """Bytes of swap that a guest says it has; 0 before its first report."""
     try:
@@ -165,6 +169,10 @@ async def test_from_the_box_to_guests_that_swap_and_back_to_nothing(place: Place
     before = bridges()
     said = await asyncio.to_thread(place.vagrant, "up", "--provider=libvirt")
     assert said.count("Machine booted and ready!") == 2
+
+    # Its unit is the one that everybody gets, sandbox and all.
+    shown = await asyncio.to_thread(place.vagrant, "ssh", "vg1", "--command", show("tmem-guest"))
+    assert {"ActiveState=active", "ProtectSystem=strict", "NoNewPrivileges=yes"} <= set(shown.split())
 
     # Both are there, registered, with the channel up; quotas can be set while they run.
     listed = {vm["name"]: vm for vm in place.curl("/vms")["vms"]}
@@ -201,9 +209,13 @@ async def test_from_the_box_to_guests_that_swap_and_back_to_nothing(place: Place
 async def test_a_nested_host_has_an_agent_of_its_own(place: Place) -> None:
     """The other role. A guest in it is not started here: emulated within emulation it takes minutes to boot."""
     try:
+        nested.check()
+    except Unavailable as error:
+        pytest.skip(str(error))
+    try:
         built.read().box("host")
     except NotFound:
-        pytest.skip("the nested host's box is not built (TMEM_VAGRANT_ROLE=host make box)")
+        pytest.fail("the nested host's box is not built (make nested-box)")
     role = {"TMEM_VAGRANT_ROLE": "host"}
     await asyncio.to_thread(place.vagrant, "up", "--provider=libvirt", **role)
     # Nothing of an agent is on this side.
@@ -213,8 +225,10 @@ async def test_a_nested_host_has_an_agent_of_its_own(place: Place) -> None:
         return place.vagrant("ssh", "vg-host", "--command", command, **role)
 
     curl = "sudo curl --silent --fail --unix-socket /var/lib/tmem/api.sock http://agent/v1"
-    wait = "for _ in $(seq 300); do sudo systemctl is-active --quiet tmem-agent && exit; sleep 1; done; exit 1"
+    wait = "for _ in $(seq 300); do sudo systemctl is-active --quiet tmem && exit; sleep 1; done; exit 1"
     await asyncio.to_thread(inside, wait)
+    shown = await asyncio.to_thread(inside, show("tmem"))
+    assert {"User=tmem", "ProtectSystem=strict", "NoNewPrivileges=yes"} <= set(shown.split())
     body = json.dumps({"name": "inner", "size_bytes": "64M", "machine": {"kernel": "6.1", "memory_mib": 96}})
     header = "--header Content-Type:application/json"
     made = json.loads(await asyncio.to_thread(inside, f"{curl}/vms {header} --data '{body}'"))

@@ -25,7 +25,7 @@ from typing import Final
 from tmem_host.config import cache_dir
 from tmem_host.errors import Unavailable, VmFailed
 from tmem_host.vm import images
-from tmem_host.vm.boxbuild import base, nested
+from tmem_host.vm.boxbuild import base, nested, units
 from tmem_host.vm.imagebuild import build
 
 #: Raised when the code that builds (not what goes in) changes what comes out.
@@ -54,7 +54,7 @@ def box_key(folder: Path, series: str | None) -> str:
     if series:
         digest.update(images.guest_image(series).key.encode())
         files += nested.files()
-    for path in [*files, *origin.files()]:
+    for path in [*files, units.unit("tmem-guest"), *origin.files()]:
         content = path.read_bytes()
         digest.update(f"\0{path.name} {path.stat().st_mode & 0o111}\0{len(content)}\0".encode() + content)
     digest.update(_public_key().encode())
@@ -66,6 +66,8 @@ def build_box(series: str | None = None) -> Box:
 
     With ``series`` it is one for a nested host, which runs the agent, and guests with that kernel.
     """
+    if series:
+        nested.check()
     with _lock():
         _make_key()
         folder = base.box_folder()
@@ -93,6 +95,8 @@ def _lay_over(folder: Path, over: Path) -> None:
     origin = images.sources()
     shutil.copytree(folder / "files", over)
     (over / "etc" / "sudoers.d" / "vagrant").chmod(0o440)
+    (over / units.FOLDER).mkdir(parents=True, exist_ok=True)
+    shutil.copy2(units.unit("tmem-guest"), over / units.FOLDER)
     # Links to modules that host and guest share are followed.
     shutil.copytree(origin.agent, over / _AGENT_FOLDER, ignore=shutil.ignore_patterns("__pycache__"))
     programs = over / "usr" / "bin"
