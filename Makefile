@@ -86,7 +86,7 @@ rust-test: build ## the Rust tests
 	cd $(CORE) && $(CARGO) test --quiet --workspace --locked
 
 py-test: build ## the Python tests that boot no virtual machine
-	$(BIN)/pytest -q -m 'not vm and not slow'
+	$(BIN)/pytest -q -m 'not vm and not slow' -n auto --dist loadfile
 
 check: lint rust-test py-test ## the quick ring: lint, types, Rust and Python tests without virtual machines
 

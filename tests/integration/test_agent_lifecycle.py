@@ -19,6 +19,7 @@ import pytest
 from framework.agents import LIMIT, AgentFactory
 from framework.pages import fill, opened, wrong
 from tmem_host.agent_process import AgentProcess, temporary_agent
+from tmem_host.config import default_arena
 from tmem_host.errors import NoSpace, NotFound, Unavailable, VmFailed
 from tmem_host.models import VmCreate, VmUpdate
 
@@ -304,12 +305,12 @@ def test_it_does_not_outlive_who_started_it(state: Path, arena: Path) -> None:
 
 
 def test_a_temporary_agent_leaves_nothing() -> None:
-    before = set(Path("/dev/shm").iterdir())
     with temporary_agent(LIMIT) as agent:
         assert agent.client.health().vms == 0
-        state = agent.state
+        state, folder = agent.state, default_arena(agent.state).parent
+        assert folder.is_dir()
     assert not state.exists()
-    assert set(Path("/dev/shm").iterdir()) <= before
+    assert not folder.exists()
 
 
 def test_many_clients_at_once(agent: AgentProcess) -> None:

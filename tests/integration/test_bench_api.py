@@ -6,7 +6,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tmem_host import cli
+
+pytestmark = pytest.mark.slow
 
 
 def test_it_measures_and_leaves_nothing(tmp_path: Path) -> None:
