@@ -9,8 +9,8 @@ device. To run the table against a new one, subclass :class:`Speaker` (:mod:`con
     def test_conformance(case: Case, my_speaker: Speaker) -> None:
         case.run(my_speaker)
 
-A case that needs what a speaker cannot do, or a feature that its host does not offer, is skipped and says so. A case
-leaves nothing behind, so one speaker can run all of them.
+Every speaker runs every case, but for features that its host does not offer, and for what a request of a stream cannot
+say: how much room there is for the reply. A case leaves nothing behind, so one speaker can run all of them.
 """
 
 from __future__ import annotations
