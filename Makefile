@@ -92,7 +92,7 @@ check: lint rust-test py-test ## the quick ring: lint, types, Rust and Python te
 
 test: lint rust-test guests module module-check qemu box ## everything, with virtual machines; the last line is pytest's summary
 	@$(MAKE) nested-box || echo 'tmem: no box of a nested host, for the reason above' >&2
-	$(BIN)/pytest -rs
+	$(BIN)/pytest -rs -p no:xdist
 
 comparators: build ## what the benches compare with (qemu-storage-daemon, fio of Debian 13), if it is not in the cache yet
 	@$(BIN)/python -m tmem_host.bench.comparators show >/dev/null 2>&1 || \

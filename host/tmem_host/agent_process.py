@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import select
@@ -12,19 +13,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from tmem_host.client import AgentClient
 from tmem_host.config import default_arena
 from tmem_host.errors import VmFailed, one_line
+from tmem_host.first_of import first_of
 
 #: Seconds that a start may take: recovery of a large arena, and a machine busy with guests.
 START_DEADLINE: Final = 60.0
 #: Seconds that a stop in good order may take before the agent is killed.
 STOP_DEADLINE: Final = 30.0
+
+_T = TypeVar("_T")
 
 
 class AgentProcess:
@@ -132,6 +136,24 @@ class AgentProcess:
         """Started again on the same state; stopped in good order first when it runs."""
         self.stop()
         self.start()
+
+    async def ended(self) -> None:
+        """Returns when the agent that runs now has ended, of itself or by another's hand."""
+        watched = os.pidfd_open(self.pid)
+        loop, gone = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(watched, gone.set)
+        try:
+            await gone.wait()
+        finally:
+            loop.remove_reader(watched)
+            os.close(watched)
+
+    async def beside(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """What ``work`` comes to. It is cancelled with :class:`VmFailed` when the agent that runs now ends before."""
+        async with first_of(work, self.ended()) as working:
+            if not working.done():
+                raise VmFailed(f"the agent on {self.state} has ended meanwhile", "see agent.log there")
+            return await working
 
     @staticmethod
     def _await_ready(process: subprocess.Popen[bytes], ready: socket.socket, until: float) -> None:

@@ -6,10 +6,11 @@ Over the Unix socket of a state folder, or over TCP with a token: see :mod:`tmem
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlencode
@@ -293,3 +294,16 @@ def _query(**given: str | int | None) -> str:
     """A query of what was given."""
     named = {name: str(value).lower() for name, value in given.items() if value not in (None, "")}
     return f"?{urlencode(named)}" if named else ""
+
+
+@contextlib.asynccontextmanager
+async def temporary_vm(client: AgentClient, wanted: VmCreate) -> AsyncIterator[VmInfo]:
+    """A VM of the agent, removed when the block ends. An agent that ended does not hide what the block failed with."""
+    made = await asyncio.to_thread(client.create_vm, wanted)
+    try:
+        yield made
+    except BaseException:
+        with contextlib.suppress(TmemError):
+            await asyncio.to_thread(client.remove_vm, wanted.name)
+        raise
+    await asyncio.to_thread(client.remove_vm, wanted.name)

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 
+from tmem_host.agent_process import AgentProcess
 from tmem_host.client import AgentClient
 from tmem_host.config import PAGE_SIZE
 from tmem_host.errors import TmemError, VmFailed
@@ -33,12 +34,12 @@ _NOT_PUT = ("dropped", "no_room", "over_cap", "frozen", "refused", "channel_erro
 
 
 async def run_cells(
-    plan: RoutePlan, cells: Sequence[Cell], client: AgentClient, *, report: Report, evidence: Path | None = None
+    plan: RoutePlan, cells: Sequence[Cell], agent: AgentProcess, *, report: Report, evidence: Path | None = None
 ) -> AsyncIterator[Outcome]:
     """Runs them one after the other; a run that fails is an outcome, and the next one gets a new guest.
 
-    ``client``: an agent with room for two swap devices of the plan. ``evidence``: a folder for the logs of guests in
-    which something failed.
+    ``agent``: one that runs and has room for two swap devices of the plan; a run in which it ends has failed.
+    ``evidence``: a folder for the logs of guests in which something failed.
     """
     # Looked up once: what is built while this runs must not be mixed in.
     images = {kernel: await asyncio.to_thread(routes.image_of, kernel) for kernel in {cell.kernel for cell in cells}}
@@ -49,11 +50,12 @@ async def run_cells(
             waiting = list(group)
             while waiting:
                 try:
-                    async with _guest(plan, images[kernel], route, vcpus, client, Path(folder), evidence) as vm:
+                    async with _guest(plan, images[kernel], route, vcpus, agent.client, Path(folder), evidence) as vm:
                         while waiting:
                             share = done / len(cells)
                             report(f"{waiting[0]}: swap on", share)
-                            outcome = await _run(plan, waiting[0], vm, report=_scaled(report, share, 1 / len(cells)))
+                            far = _scaled(report, share, 1 / len(cells))
+                            outcome = await agent.beside(_run(plan, waiting[0], vm, report=far))
                             waiting.pop(0)
                             done += 1
                             yield outcome

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tmem_host.agent_process import AgentProcess
-from tmem_host.client import AgentClient
+from tmem_host.client import AgentClient, temporary_vm
 from tmem_host.config import MIB, PAGE_SIZE
 from tmem_host.errors import Unavailable
 from tmem_host.models import Codec, StoreInfo, VmCreate
@@ -124,8 +124,7 @@ async def guest(
         cap=plan.cap,
     )
     image = guest_image(plan.kernel)
-    made = await asyncio.to_thread(client.create_vm, wanted)
-    try:
+    async with temporary_vm(client, wanted) as made:
         spec = VmSpec(
             name=name,
             kernel=image,
@@ -142,8 +141,6 @@ async def guest(
                 if evidence is not None:
                     vm.save_evidence(evidence)
                 raise
-    finally:
-        await asyncio.to_thread(client.remove_vm, name)
 
 
 async def run_hog(
@@ -168,7 +165,8 @@ async def run_hog(
         start = await asyncio.to_thread(client.store)
         run = HogRun(plan, agent, name, say)
         began = time.monotonic()
-        results = await run.hogs(vm)
+        # One that is killed on purpose comes back.
+        results = await (run.hogs(vm) if plan.kills else agent.beside(run.hogs(vm)))
         seconds = time.monotonic() - began
         say("swapoff", 1.0)
         off = await vm.agent.swap_off(name)
@@ -221,7 +219,7 @@ class HogRun:
         finally:
             for task in (*hogs, kill, sample):
                 task.cancel()
-            await asyncio.gather(*hogs, kill, sample, return_exceptions=True)
+            await asyncio.gather(running, *hogs, kill, sample, return_exceptions=True)
 
     async def _hog(self, vm: Vm, number: int) -> HogResult:
         return await vm.agent.hog(

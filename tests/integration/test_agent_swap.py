@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from framework.agents import AgentFactory
 from framework.vm import MEMORY_MIB, evidence_folder
 from tmem_host.agent_process import AgentProcess
+from tmem_host.errors import VmFailed
 from tmem_host.models import Codec, VmUpdate
 from tmem_host.vm.guest_client import GuestError
 from tmem_host.vm.images import SERIES
@@ -107,6 +110,18 @@ async def _grown(agent: AgentProcess, name: str) -> None:
             if (await asyncio.to_thread(agent.client.get_vm, name)).counters["puts"] >= before + 1000:
                 return
             await asyncio.sleep(0.05)
+
+
+async def test_a_run_has_failed_when_the_agent_ends(big_agent: AgentProcess) -> None:
+    """The guest waits for its pages; nobody waits for the guest."""
+
+    def end_agent(what: str, _fraction: float) -> None:
+        if "write" in what:
+            os.kill(big_agent.pid, signal.SIGKILL)
+
+    with pytest.raises(VmFailed, match="has ended"):
+        await run_hog(PLAN, big_agent, report=end_agent)
+    big_agent.kill()
 
 
 async def test_two_vms_never_see_each_others_pages(make_agent: AgentFactory, evidence: Path) -> None:

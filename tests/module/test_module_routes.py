@@ -6,6 +6,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from pathlib import Path
+
 import pytest
 
 from framework.agents import AgentFactory
@@ -38,9 +42,26 @@ async def test_route(
     cell = Cell(kernel, parse_route(route), vcpus, hogs)
     agent = make_agent(limit=2 * PLAN.options(vcpus).limit)
     agent.start()
-    runs = run_cells(PLAN, [cell], agent.client, report=_silent, evidence=evidence_folder(request.node.name))
+    runs = run_cells(PLAN, [cell], agent, report=_silent, evidence=evidence_folder(request.node.name))
     outcomes: list[Outcome] = [found async for found in runs]
     assert [(found.state, found.reason) for found in outcomes] == [("ran", "")], outcomes
+
+
+async def test_a_run_has_failed_when_the_agent_ends(make_agent: AgentFactory, tmp_path: Path) -> None:
+    """The guest waits for its pages; nobody waits for the guest."""
+    cells = [Cell("6.12", parse_route("swap-disk:vhost-user-tmem"), 1, hogs) for hogs in (1, 2)]
+    agent = make_agent(limit=2 * PLAN.options(1).limit)
+    agent.start()
+
+    def end_agent(what: str, _fraction: float) -> None:
+        if "write" in what:
+            os.kill(agent.pid, signal.SIGKILL)
+
+    outcomes = [found async for found in run_cells(PLAN, cells, agent, report=end_agent, evidence=tmp_path)]
+    assert [found.state for found in outcomes] == ["failed", "failed"]
+    assert "has ended" in outcomes[0].reason
+    assert [path.name for path in tmp_path.iterdir()] == ["6.12-swap-disk-vhost-user-tmem-1"]
+    agent.kill()
 
 
 def _silent(_what: str, _fraction: float) -> None:

@@ -86,7 +86,7 @@ def _run(plan: RoutePlan, runs: list[Cell], logs: Path | None) -> list[Outcome]:
 
             # Told as they end: what is interrupted has shown something, too.
             found = []
-            async for outcome in run_cells(plan, runs, agent.client, report=report, evidence=logs):
+            async for outcome in run_cells(plan, runs, agent, report=report, evidence=logs):
                 found.append(outcome)
                 told = f"{outcome.pages} pages, {outcome.bad} bad, {outcome.out} out, {outcome.back} back"
                 print(f"{outcome.cell}: {outcome.state}, {outcome.reason or told}", file=sys.stderr, flush=True)

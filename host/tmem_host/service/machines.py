@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tmem_host.config import check_socket_path
 from tmem_host.errors import Conflict, InvalidInput, NotFound, TmemError, VmFailed
+from tmem_host.first_of import first_of
 from tmem_host.models import MachineInfo, MachineSpec, VmInfo
 from tmem_host.service.pools import Pools
 from tmem_host.state import VmEntry
@@ -127,27 +128,22 @@ class Machines:
         told = MachineInfo(spec=spec, state="starting")
         try:
             vm = await self._make(entry, spec)
-            booting = asyncio.create_task(self._boot(vm, entry, spec))
-            stopped = asyncio.create_task(running.stop.wait())
             try:
-                await asyncio.wait((booting, stopped), return_when=asyncio.FIRST_COMPLETED)
-                if booting.done():
-                    await booting
-                    told = told.model_copy(
-                        update={
-                            "state": "running",
-                            "accelerator": f"{vm.accelerator.name} ({vm.accelerator.why})",
-                            "boot_seconds": vm.boot_seconds,
-                        }
-                    )
-                    if not running.stop.is_set():
-                        self._told(entry.name, told)
-                    log.info("VM %s: its guest runs, after %.1f s", entry.name, vm.boot_seconds)
-                    await self._watch(vm, running)
+                async with first_of(self._boot(vm, entry, spec), running.stop.wait()) as booting:
+                    if booting.done():
+                        await booting
+                        told = told.model_copy(
+                            update={
+                                "state": "running",
+                                "accelerator": f"{vm.accelerator.name} ({vm.accelerator.why})",
+                                "boot_seconds": vm.boot_seconds,
+                            }
+                        )
+                        if not running.stop.is_set():
+                            self._told(entry.name, told)
+                        log.info("VM %s: its guest runs, after %.1f s", entry.name, vm.boot_seconds)
+                        await self._watch(vm, running)
             finally:
-                for task in (booting, stopped):
-                    task.cancel()
-                await asyncio.gather(booting, stopped, return_exceptions=True)
                 await vm.stop()
             told = MachineInfo(spec=spec, state="stopped")
             log.info("VM %s: its guest has stopped", entry.name)

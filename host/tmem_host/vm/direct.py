@@ -16,6 +16,7 @@ from qemu.qmp import ConnectError, QMPClient, QMPError
 
 from tmem_host.config import SOCKET_PATH_MAX
 from tmem_host.errors import Conflict, Denied, InvalidInput, NoSpace, NotFound, Unavailable, VmFailed
+from tmem_host.first_of import first_of
 from tmem_host.vm import process, qemu
 from tmem_host.vm.accel import find_accelerator
 from tmem_host.vm.base import BOOT_DEADLINE, START_DEADLINE, STOP_DEADLINE, Vm, VmState
@@ -132,11 +133,8 @@ class DirectVm(Vm):
     async def _unless_ended(self, waiting: Awaitable[object]) -> None:
         """Waits, but no longer than QEMU runs."""
         assert self._child is not None  # spawned in _launch
-        task = asyncio.ensure_future(waiting)
-        ended = asyncio.ensure_future(self._child.wait())
-        try:
-            await asyncio.wait((task, ended), return_when=asyncio.FIRST_COMPLETED)
-            if ended.done() and not task.done():
+        async with first_of(waiting, self._child.wait()) as task:
+            if not task.done():
                 self._check_alive()
             try:
                 await task
@@ -145,10 +143,6 @@ class DirectVm(Vm):
                 await self._ended_within(1.0)
                 self._check_alive()
                 raise VmFailed(f"{error.message}; the console ends: {process.last_line(self.console_log)}") from error
-        finally:
-            task.cancel()
-            ended.cancel()
-            await asyncio.gather(task, ended, return_exceptions=True)
 
     def _check_alive(self) -> None:
         if self._child is not None and self._child.returncode is not None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tmem_host.errors import Conflict, NotFound, TmemError, VmFailed
+from tmem_host.first_of import first_of
 from tmem_host.vm import process, qemu
 from tmem_host.vm.accel import find_accelerator
 from tmem_host.vm.base import BOOT_DEADLINE, START_DEADLINE, STOP_DEADLINE, Vm, VmState
@@ -96,19 +97,13 @@ class LibvirtVm(Vm):
 
     async def _unless_ended(self, waiting: Awaitable[object]) -> None:
         """Waits, but no longer than the domain runs."""
-        task = asyncio.ensure_future(waiting)
-        ended = asyncio.ensure_future(self._ended.wait())
-        try:
-            await asyncio.wait((task, ended), return_when=asyncio.FIRST_COMPLETED)
+        async with first_of(waiting, self._ended.wait()) as task:
             if not task.done():
                 self._check_alive()
-            await task
-        except GuestError as error:
-            raise VmFailed(f"{error.message}; the console ends: {process.last_line(self.console_log)}") from error
-        finally:
-            task.cancel()
-            ended.cancel()
-            await asyncio.gather(task, ended, return_exceptions=True)
+            try:
+                await task
+            except GuestError as error:
+                raise VmFailed(f"{error.message}; the console ends: {process.last_line(self.console_log)}") from error
 
     def _check_alive(self) -> None:
         if self._ended.is_set():

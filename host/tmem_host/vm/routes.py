@@ -7,14 +7,13 @@ guest's, in a guest that carries tmem.ko, and :func:`swap_off` takes it down aga
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from tmem_host.client import AgentClient
+from tmem_host.client import AgentClient, temporary_vm
 from tmem_host.config import MIB, PAGE_SIZE
 from tmem_host.core import worst_case_bytes
 from tmem_host.errors import InvalidInput
@@ -159,17 +158,14 @@ async def _served(kind: ChannelKind, options: Options, name: str, client: AgentC
         queues=options.vcpus,
         poll_us=options.poll_us,
     )
-    made = await asyncio.to_thread(client.create_vm, wanted)
-    socket = Path(made.socket)
-    try:
+    async with temporary_vm(client, wanted) as made:
+        socket = Path(made.socket)
         if kind == "blk":
             yield {"disks": (VhostUserBlk(socket, queues=options.vcpus, serial=name),)}
         elif kind == "tmem":
             yield {"tmem": (VhostUserTmem(socket, queues=options.vcpus),)}
         else:
             yield {"pages_port": socket}
-    finally:
-        await asyncio.to_thread(client.remove_vm, name)
 
 
 def disk_of(route: Route) -> str | None:
