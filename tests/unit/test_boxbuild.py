@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from tmem_host.config import AgentConfig
-from tmem_host.errors import InvalidInput
-from tmem_host.vm.boxbuild import base, machines, settings
+from tmem_host.errors import InvalidInput, Unavailable
+from tmem_host.vm.boxbuild import base, box, machines, nested, settings, units
 from tmem_host.vm.boxbuild.settings import Settings
 
 
@@ -108,6 +109,24 @@ def test_a_nested_host(tmp_path: Path) -> None:
     assert (machine["qemu"], machine["channels"]) == ([], [])
     # Its own guest agent has nothing to do.
     assert 'tmem.set.source="none"' in machine["cmdline"].split()
+
+
+def test_an_agent_that_would_not_run_in_the_box_is_not_put_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nested, "_PYTHON", sys.version_info[:2])
+    monkeypatch.setattr(nested, "_C_LIBRARY", (9, 99))
+    nested.check()
+    monkeypatch.setattr(nested, "_C_LIBRARY", (2, 4))
+    with pytest.raises(Unavailable, match=r"C library is 2\.4, and the core was built for 2\.\d+"):
+        nested.check()
+    monkeypatch.setattr(nested, "_PYTHON", (3, 2))
+    with pytest.raises(Unavailable, match=r"the box has Python 3\.2"):
+        box.build_box("6.1")
+
+
+def test_boxes_have_the_units_that_everybody_gets() -> None:
+    for name in ("tmem", "tmem-guest"):
+        assert "NoNewPrivileges=yes" in units.unit(name).read_text()
+    assert units.unit("tmem") in nested.files()
 
 
 def test_the_packages_of_the_box() -> None:
