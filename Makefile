@@ -69,8 +69,10 @@ box: build libvirt ## the box and the kernel of vagrant/settings.toml, if they a
 	@scripts/install-deps vagrant
 	@$(BIN)/python -m tmem_host.vm.boxbuild build
 
+NESTED_BOX = TMEM_VAGRANT_ROLE=host $(BIN)/python -m tmem_host.vm.boxbuild build
+
 nested-box: box ## the box of a nested host, if it is not in the cache yet; needs Python 3.11
-	@TMEM_VAGRANT_ROLE=host $(BIN)/python -m tmem_host.vm.boxbuild build
+	@$(NESTED_BOX)
 
 vagrant-test: box ## from the box to guests that swap, by REST, and back to nothing (minutes)
 	$(BIN)/pytest -rs tests/vagrant
@@ -91,7 +93,7 @@ py-test: build ## the Python tests that boot no virtual machine
 check: lint rust-test py-test ## the quick ring: lint, types, Rust and Python tests without virtual machines
 
 test: lint rust-test guests module module-check qemu box ## everything, with virtual machines; the last line is pytest's summary
-	@$(MAKE) nested-box || echo 'tmem: no box of a nested host, for the reason above' >&2
+	@$(NESTED_BOX) || echo 'tmem: no box of a nested host, for the reason above' >&2
 	$(BIN)/pytest -rs -p no:xdist
 
 comparators: build ## what the benches compare with (qemu-storage-daemon, fio of Debian 13), if it is not in the cache yet

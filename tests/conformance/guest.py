@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
-from conformance.speaker import NO_FEATURES, Case, Speaker
+from conformance.speaker import NO_FEATURES, Case, Channel, Speaker
 from tmem_host.channel.abi import (
     CODEC_LZ4,
     FEATURES_ALL,
@@ -68,15 +68,21 @@ class Answer:
 
 
 class Guest:
-    """Speaks the ABI over a speaker, and leaves no pool behind."""
+    """Speaks the ABI over a channel, and leaves no pool behind."""
 
-    def __init__(self, speaker: Speaker, features: int = FEATURES_ALL) -> None:
-        self.speaker = speaker
+    def __init__(self, channel: Channel, features: int = FEATURES_ALL) -> None:
+        self._channel = channel
         self._cookie = 0
         self._pools: list[int] = []
         if features >= 0:
-            speaker.reset()
+            channel.reset()
             assert self.hello(features).status == Status.OK
+
+    @property
+    def speaker(self) -> Speaker:
+        """The channel, where it is one whose host a case may change."""
+        assert isinstance(self._channel, Speaker)
+        return self._channel
 
     def __enter__(self) -> Guest:
         return self
@@ -95,7 +101,7 @@ class Guest:
 
     def send(self, message: bytes, room: int | None = None, op: int | None = None) -> Answer:
         """Sends bytes. ``op``: what holds for its replies is checked."""
-        raw = self.speaker.request(message, room)
+        raw = self._channel.request(message, room)
         reply = Reply.decode(raw)
         assert reply is not None, f"no reply: {raw[:REPLY_SIZE].hex()}"
         answer = Answer(reply.status, reply.value, reply.done, raw[REPLY_SIZE:])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import Self
 
@@ -66,6 +67,6 @@ class ServedSpeaker(Speaker):
             other.close()
         self.end()
 
+    @abstractmethod
     def end(self) -> None:
         """Ends this one alone."""
-        raise NotImplementedError

@@ -15,8 +15,8 @@ from tmem_host.channel.abi import Feature
 NO_FEATURES = Feature(0)
 
 
-class Speaker(ABC):
-    """A channel of one VM; and, from ``freeze`` on, what its host's operator may do to that VM."""
+class Channel(ABC):
+    """A channel of one VM, as a guest has it."""
 
     #: Whether a request says how much room there is for data behind its reply: a stream's does not.
     rooms: bool = True
@@ -34,27 +34,33 @@ class Speaker(ABC):
     def reset(self) -> None:
         """Makes the channel one on which no HELLO was said, as a device reset or a new connection does."""
 
-    def freeze(self, frozen: bool) -> None:
-        raise NotImplementedError
 
+class Speaker(Channel):
+    """What a case needs besides: what the host's operator may do to that VM, and its neighbours."""
+
+    @abstractmethod
+    def freeze(self, frozen: bool) -> None:
+        """Whether puts of the VM are refused from now on."""
+
+    @abstractmethod
     def set_cap(self, cap: int | None) -> None:
         """Bounds what the VM holds: bytes, at least a page's; None: no more."""
-        raise NotImplementedError
 
+    @abstractmethod
     def authorise(self, uuid: bytes, allowed: bool) -> None:
-        raise NotImplementedError
+        """Whether the VM may make or join the shared pool of that uuid from now on."""
 
+    @abstractmethod
     def peer(self) -> Speaker:
         """A channel of another VM of the same host: the same one each time."""
-        raise NotImplementedError
 
+    @abstractmethod
     def channel(self) -> Speaker:
         """Another channel of the same VM."""
-        raise NotImplementedError
 
+    @abstractmethod
     def lose(self, lost: bool) -> None:
         """From now on every get of this VM finds the page lost, or no longer."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from conformance.guest import PERSISTENT, Guest, page
-from conformance.speaker import Speaker
+from conformance.speaker import Channel
 from conformance.stream import FakeGuest
 from tmem_host.channel.abi import FEATURES_ALL, Feature, Header, Op, Status
 from tmem_host.channel.frames import CONTROL_MAX, Kind, encode
@@ -49,7 +49,7 @@ def monitor(service: Service, name: str) -> Iterator[socket.socket]:
     Path(made.socket).unlink()
 
 
-class Port(Speaker):
+class Port(Channel):
     """A guest in step."""
 
     features = Feature(FEATURES_ALL)

@@ -53,6 +53,11 @@ def sources() -> build.Sources:
     return found
 
 
+def checkout() -> Path:
+    """The checkout that :func:`sources` lie in."""
+    return sources().root.parent
+
+
 def _check(series: str) -> None:
     if series not in ALL:
         raise InvalidInput(f"there is no guest kernel {series!r}", f"the choice is {', '.join(ALL)}")

@@ -29,7 +29,6 @@ pub struct DeviceOptions {
 /// An open arena, and the engines of the VMs that devices have in it.
 pub struct Arena {
     store: Arc<Store>,
-    limit: u64,
     engines: Mutex<HashMap<String, Weak<Engine>>>,
 }
 
@@ -59,11 +58,11 @@ impl Arena {
         shared.retain(|(_, arena)| arena.strong_count() > 0);
         let known = shared.iter().find(|(at, _)| *at == file).and_then(|(_, arena)| arena.upgrade());
         if let Some(arena) = known {
-            if arena.limit != options.limit {
+            let limit = arena.store.totals().limit;
+            if limit != options.limit {
                 return Err(StoreError::Invalid(format!(
-                    "the arena {} is open with a limit of {} bytes, not {}",
+                    "the arena {} is open with a limit of {limit} bytes, not {}",
                     path.display(),
-                    arena.limit,
                     options.limit
                 )));
             }
@@ -77,7 +76,7 @@ impl Arena {
     fn make(path: &Path, limit: u64) -> Result<Self> {
         let options = StoreOptions { limit, accept_loss: false, maintenance: true };
         let store = Arc::new(Store::open(path, options)?);
-        Ok(Self { store, limit, engines: Mutex::default() })
+        Ok(Self { store, engines: Mutex::default() })
     }
 
     /// The store.

@@ -25,7 +25,7 @@ _NOT_NEEDED: Final = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale
 
 def box_folder() -> Path:
     """vagrant/box of the checkout whose guests are used."""
-    folder = images.sources().root.parent / "vagrant" / "box"
+    folder = images.checkout() / "vagrant" / "box"
     if not (folder / "packages").is_file():
         raise NotFound(f"there is no {folder / 'packages'}", "run it from a checkout")
     return folder

@@ -36,7 +36,7 @@ class Built:
 
 
 def _file() -> Path:
-    return images.sources().root.parent / "vagrant" / "built.json"
+    return images.checkout() / "vagrant" / "built.json"
 
 
 def build(series: str, role: str) -> Built:

@@ -34,7 +34,7 @@ _WANTS: Final = re.compile(rb"GLIBC_(\d+)\.(\d+)")
 
 
 def _folder() -> Path:
-    return images.sources().root.parent / "vagrant" / "host"
+    return images.checkout() / "vagrant" / "host"
 
 
 def check() -> None:

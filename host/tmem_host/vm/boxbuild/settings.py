@@ -97,7 +97,7 @@ class Settings(BaseModel):
 
 
 def settings_file() -> Path:
-    return images.sources().root.parent / "vagrant" / "settings.toml"
+    return images.checkout() / "vagrant" / "settings.toml"
 
 
 def read(path: Path | None = None, environment: Mapping[str, str] = os.environ) -> Settings:

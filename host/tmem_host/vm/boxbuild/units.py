@@ -14,4 +14,4 @@ FOLDER: Final = "etc/systemd/system"
 
 def unit(name: str) -> Path:
     """The file of a unit."""
-    return images.sources().root.parent / "contrib" / "systemd" / f"{name}.service"
+    return images.checkout() / "contrib" / "systemd" / f"{name}.service"
