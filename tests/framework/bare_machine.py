@@ -29,6 +29,15 @@ Width = Literal[1, 2, 4]
 _PATIENCE: Final = 60.0
 
 
+def firmware(name: str, folder: Path) -> Path:
+    """Builds ``name``.S, which lies beside this file: what QEMU starts in place of a BIOS."""
+    thing, image = folder / f"{name}.o", folder / f"{name}.bin"
+    subprocess.run(["cc", "-m32", "-c", str(Path(__file__).with_name(f"{name}.S")), "-o", str(thing)], check=True)
+    link = ["ld", "-m", "elf_i386", "-Ttext", "0", "-e", "0", "--oformat", "binary"]
+    subprocess.run([*link, str(thing), "-o", str(image)], check=True)
+    return image
+
+
 class BareMachine(ABC):
     """A ``pc`` of ``memory_mib`` with the given devices. ``folder`` keeps its memory and what it says.
 
@@ -143,12 +152,8 @@ class VcpuMachine(BareMachine):
     _ASKED, _DONE, _WHAT, _VALUE = 0x7000, 0x7004, 0x7008, 0x7010
 
     def _how(self, folder: Path) -> tuple[list[str], list[socket.socket]]:
-        source, thing, firmware = Path(__file__).with_name("poke.S"), folder / "poke.o", folder / "poke.bin"
-        subprocess.run(["cc", "-m32", "-c", str(source), "-o", str(thing)], check=True)
-        link = ["ld", "-m", "elf_i386", "-Ttext", "0", "--oformat", "binary"]
-        subprocess.run([*link, str(thing), "-o", str(firmware)], check=True)
         self._turn = 0
-        return ["-accel", "tcg", "-bios", str(firmware)], []
+        return ["-accel", "tcg", "-bios", str(firmware("poke", folder))], []
 
     def _access(self, *, port: bool, out: bool, width: Width, address: int, value: int = 0) -> int:
         what = (not port) * 6 + out * 3 + (1, 2, 4).index(width)

@@ -70,7 +70,7 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
 
 def test_a_machine_with_a_disk(tmp_path: Path) -> None:
     config = AgentConfig(state=tmp_path)
-    machine = machines.machine("tmem1", config, given(vcpus="2"), (7, 2))
+    machine = machines.machine("tmem1", config, given(vcpus="2"), (7, 2), "kvm")
     chardev, device = machine["qemu"][1::2]
     assert chardev == f"socket,id=tmem0c,path={tmp_path}/vms/tmem1.sock,reconnect=1"
     assert device.startswith("vhost-user-blk-pci,chardev=tmem0c")
@@ -84,9 +84,17 @@ def test_a_machine_with_a_disk(tmp_path: Path) -> None:
     assert "tmem.set" not in machine["cmdline"]
 
 
+def test_a_machine_with_one_emulated_cpu_has_room_for_another(tmp_path: Path) -> None:
+    config = AgentConfig(state=tmp_path)
+    words = machines.machine("tmem1", config, given(vcpus="1"), (10, 0), "tcg")["qemu"]
+    assert words[:2] == ["-smp", "sockets=2,maxcpus=2"]
+    assert words[2] == "-chardev"
+    assert "-smp" not in machines.machine("tmem1", config, given(vcpus="2"), (10, 0), "tcg")["qemu"]
+
+
 def test_a_machine_with_the_module(tmp_path: Path) -> None:
     wanted = given(source="frontswap", channel="virtio-serial", kernel="5.10", swap_mib="64")
-    machine = machines.machine("tmem1", AgentConfig(state=tmp_path), wanted, (10, 0))
+    machine = machines.machine("tmem1", AgentConfig(state=tmp_path), wanted, (10, 0), "kvm")
     assert machine["qemu"] == []
     words = machine["cmdline"].split()
     assert {'tmem.set.source="frontswap"', 'tmem.set.channel="virtio-serial"', "tmem.set.size_mib=64"} <= set(words)
@@ -95,7 +103,7 @@ def test_a_machine_with_the_module(tmp_path: Path) -> None:
 def test_a_machine_with_the_module_and_the_patched_qemu(tmp_path: Path) -> None:
     wanted = given(source="swap-disk", channel="vhost-user-tmem")
     assert wanted.kinds == ("tmem", "serial")
-    machine = machines.machine("tmem1", AgentConfig(state=tmp_path), wanted, (10, 0))
+    machine = machines.machine("tmem1", AgentConfig(state=tmp_path), wanted, (10, 0), "kvm")
     chardev, device = machine["qemu"][1::2]
     assert f"path={tmp_path}/vms/tmem1.tmem.sock" in chardev
     assert device.startswith("vhost-user-tmem-pci")
@@ -105,7 +113,7 @@ def test_a_machine_with_the_module_and_the_patched_qemu(tmp_path: Path) -> None:
 def test_a_nested_host(tmp_path: Path) -> None:
     wanted = given(role="host", host_memory_mib="1024")
     assert wanted.machines == ["tmem-host"]
-    machine = machines.machine("tmem-host", AgentConfig(state=tmp_path), wanted, (10, 0))
+    machine = machines.machine("tmem-host", AgentConfig(state=tmp_path), wanted, (10, 0), "kvm")
     assert (machine["qemu"], machine["channels"]) == ([], [])
     # Its own guest agent has nothing to do.
     assert 'tmem.set.source="none"' in machine["cmdline"].split()

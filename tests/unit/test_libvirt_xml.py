@@ -47,6 +47,13 @@ def test_a_guest_with_disks() -> None:
     assert parsed(spec, "kvm").get("type") == "kvm"
 
 
+@pytest.mark.parametrize(("vcpus", "accel", "possible"), [(1, "tcg", "2"), (1, "kvm", "1"), (3, "tcg", "3")])
+def test_tcg_has_room_for_a_second_cpu(vcpus: int, accel: str, possible: str) -> None:
+    processors = parsed(VmSpec("a", KERNEL, 96, vcpus), accel).find("vcpu")
+    assert processors is not None
+    assert (processors.attrib, processors.text) == ({"current": str(vcpus)}, possible)
+
+
 @pytest.mark.parametrize(
     ("spec", "said"),
     [

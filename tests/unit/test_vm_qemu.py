@@ -26,7 +26,12 @@ def test_memory_is_shared() -> None:
     text = line(VmSpec("a", KERNEL, memory_mib=96, vcpus=2))
     assert "memory-backend-memfd,id=mem0,size=96M,share=on" in text
     assert "memory-backend=mem0" in text
-    assert "-smp 2" in text
+    assert "-smp 2 " in text
+
+
+@pytest.mark.parametrize(("vcpus", "accel", "words"), [(1, "tcg", "1,maxcpus=2"), (1, "kvm", "1"), (3, "tcg", "3")])
+def test_tcg_has_room_for_a_second_cpu(vcpus: int, accel: str, words: str) -> None:
+    assert f"-smp {words} -accel {accel}" in line(VmSpec("a", KERNEL, vcpus=vcpus), accel=accel)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ def domain_xml(spec: VmSpec, run: qemu.Runtime, accel: str, emulator: str) -> st
     domain = Element("domain", type="kvm" if accel == "kvm" else "qemu")
     SubElement(domain, "name").text = spec.name
     SubElement(domain, "memory", unit="MiB").text = str(spec.memory_mib)
-    SubElement(domain, "vcpu").text = str(spec.vcpus)
+    vcpu = SubElement(domain, "vcpu", current=str(spec.vcpus))
+    vcpu.text = str(qemu.possible_cpus(spec.vcpus, accel))
     backing = SubElement(domain, "memoryBacking")
     SubElement(backing, "source", type="memfd")
     SubElement(backing, "access", mode="shared")

@@ -56,6 +56,28 @@ def accelerator_arguments(accel: str) -> list[str]:
     return ["-accel", accel, "-cpu", "host" if accel == "kvm" else "max"]
 
 
+def possible_cpus(vcpus: int, accel: str) -> int:
+    """How many vCPUs the machine has room for: TCG gets room for a second one.
+
+    With room for one only, TCG translates the guest's ``lock`` instructions to plain ones (``tcg_cpu_init_cflags`` in
+    accel/tcg, ``do_nonatomic_op`` in tcg/tcg-op-ldst.c), which are no barriers to QEMU's other threads and to vhost-user
+    backends. A driver's "I sleep now: is anything done?" then looks before it has said so, the device's interrupt is not
+    sent, and the guest waits for ever (tests/integration/test_memory_order.py shows it).
+    """
+    return max(vcpus, 2) if accel == "tcg" else vcpus
+
+
+def _processors(vcpus: int, accel: str) -> str:
+    possible = possible_cpus(vcpus, accel)
+    return str(vcpus) if possible == vcpus else f"{vcpus},maxcpus={possible}"
+
+
+def room_for_cpus(vcpus: int, accel: str) -> list[str]:
+    """What gives :func:`possible_cpus` to a command line of libvirt's, which names as many as there are."""
+    possible = possible_cpus(vcpus, accel)
+    return [] if possible == vcpus else ["-smp", f"sockets={possible},maxcpus={possible}"]
+
+
 def kernel_line(spec: VmSpec, append: str = "") -> str:
     """The kernel's command line: any panic ends the VM, as does a power-off.
 
@@ -91,7 +113,7 @@ def argv(spec: VmSpec, run: Runtime, version: Version, accel: str) -> list[str]:
     arguments = [
         *(spec.qemu_path, "-name", spec.name, "-nodefaults", "-no-user-config", "-display", "none"),
         *("-machine", "pc,memory-backend=mem0", "-object", memory, "-m", f"{spec.memory_mib}M"),
-        *("-smp", str(spec.vcpus), *accelerator_arguments(accel), *boot_arguments(spec, "")),
+        *("-smp", _processors(spec.vcpus, accel), *accelerator_arguments(accel), *boot_arguments(spec, "")),
         *("-chardev", f"file,id=console,path={comma(run.console)}", "-serial", "chardev:console"),
         *("-chardev", f"socket,id=qmp,path={comma(run.qmp)},server=on,wait=off", "-mon", "chardev=qmp,mode=control"),
         *("-device", "virtio-serial-pci"),

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// An eventfd, ours or the frontend's.
 #[derive(Clone, Debug)]
@@ -82,15 +83,18 @@ impl EventSet {
         unsafe { libc::epoll_ctl(self.0.as_raw_fd(), libc::EPOLL_CTL_DEL, event.raw(), &mut entry) };
     }
 
-    /// Waits without limit; calls `each` with the tokens that were signalled.
-    pub(crate) fn wait(&self, mut each: impl FnMut(u64)) {
+    /// Waits, without limit or up to `limit` (whole ms); calls `each` with the tokens that were signalled. `false` when
+    /// the time was over first.
+    pub(crate) fn wait(&self, limit: Option<Duration>, mut each: impl FnMut(u64)) -> bool {
         const ROOM: usize = 20;
+        let ms = limit.map_or(-1, |limit| i32::try_from(limit.as_millis()).unwrap_or(i32::MAX));
         let mut entries = [libc::epoll_event { events: 0, u64: 0 }; ROOM];
         // SAFETY: entries has ROOM places. EINTR counts as a wake-up with nothing signalled.
-        let n = unsafe { libc::epoll_wait(self.0.as_raw_fd(), entries.as_mut_ptr(), ROOM as i32, -1) };
+        let n = unsafe { libc::epoll_wait(self.0.as_raw_fd(), entries.as_mut_ptr(), ROOM as i32, ms) };
         for entry in entries.iter().take(usize::try_from(n).unwrap_or(0)) {
             each(entry.u64);
         }
+        n != 0
     }
 }
 

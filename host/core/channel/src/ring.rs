@@ -6,6 +6,7 @@
 //! in guest memory says exactly which requests are done. So what a device does for a request has to bear being done
 //! twice in a row: its successor repeats the one that was under way.
 
+use std::num::Wrapping;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::{Duration, Instant};
@@ -112,6 +113,8 @@ pub struct Ring {
     mem: Arc<GuestMemoryMmap>,
     handler: Box<dyn QueueHandler>,
     kicks_wanted: bool,
+    /// Used index when the guest was last told.
+    told: Wrapping<u16>,
 }
 
 // SAFETY: avail_idx points into the mapping that `mem` keeps alive, and is only read atomically.
@@ -128,10 +131,13 @@ impl Ring {
         handler: Box<dyn QueueHandler>,
     ) -> Result<Ring, Fault> {
         let (queue, table, avail_idx) = Ring::place(&setup, &mem)?;
-        let mut ring = Ring { setup, queue, table, avail_idx, mem, handler, kicks_wanted: true };
+        let told = Wrapping(0);
+        let mut ring = Ring { setup, queue, table, avail_idx, mem, handler, kicks_wanted: true, told };
         let done = ring.queue.used_idx(&*ring.mem, Ordering::Acquire).map_err(|_| Fault::OutsideMemory)?;
         ring.queue.set_next_used(done.0);
         ring.queue.set_next_avail(done.0);
+        // Whoever starts a ring interrupts, too.
+        ring.told = done;
         Ok(ring)
     }
 
@@ -238,16 +244,46 @@ impl Ring {
     }
 
     fn wants_interrupt(&mut self) -> Result<bool, Fault> {
-        let wanted = self.queue.needs_notification(&*self.mem).map_err(|_| Fault::OutsideMemory)?;
+        let mut wanted = self.queue.needs_notification(&*self.mem).map_err(|_| Fault::OutsideMemory)?;
         if wanted && !self.setup.event_idx {
             // virtio-queue knows only the event index; without it the driver speaks through the flag.
-            let flags: u16 = self
-                .mem
-                .load(GuestAddress(self.setup.avail), Ordering::Relaxed)
-                .map_err(|_| Fault::OutsideMemory)?;
-            return Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0);
+            wanted = self.flag_allows()?;
+        }
+        if wanted {
+            self.told = Wrapping(self.queue.next_used());
         }
         Ok(wanted)
+    }
+
+    fn flag_allows(&self) -> Result<bool, Fault> {
+        Ok(u32::from(self.load(self.setup.avail)?) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+    }
+
+    fn load(&self, at: u64) -> Result<u16, Fault> {
+        let value: u16 =
+            self.mem.load(GuestAddress(at), Ordering::Relaxed).map_err(|_| Fault::OutsideMemory)?;
+        Ok(u16::from_le(value))
+    }
+
+    /// Asked a while after the last request, when whatever the guest wrote has long arrived: it waits for one that was
+    /// done before it said so, and was not told. `true` once for each such request.
+    ///
+    /// Both sides write first and look second, so one of the two sees the other; unless the guest's CPU lets its look
+    /// overtake its write. QEMU's TCG does, with a single vCPU: its `lock` instructions are no barriers there
+    /// (`do_nonatomic_op` in tcg/tcg-op-ldst.c).
+    pub fn owes_interrupt(&mut self) -> Result<bool, Fault> {
+        let used = Wrapping(self.queue.next_used());
+        let owed = if self.setup.event_idx {
+            // The avail ring's last word: flags, index and one entry a descriptor are before it.
+            let event = Wrapping(self.load(self.setup.avail + 4 + 2 * u64::from(self.setup.size))?);
+            used - event - Wrapping(1) < used - self.told
+        } else {
+            used != self.told && self.flag_allows()?
+        };
+        if owed {
+            self.told = used;
+        }
+        Ok(owed)
     }
 
     /// Asks for kicks again. `true` when a request slipped in: then do not sleep.

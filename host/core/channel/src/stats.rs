@@ -70,6 +70,8 @@ pub struct QueueCounters {
     pub(crate) bounced_pages: Counter,
     pub(crate) kicks: Counter,
     pub(crate) interrupts: Counter,
+    pub(crate) late_kicks: Counter,
+    pub(crate) late_interrupts: Counter,
     pub(crate) batches: Counter,
 }
 
@@ -92,6 +94,8 @@ impl QueueCounters {
             bounced_pages: Counter::default(),
             kicks: Counter::default(),
             interrupts: Counter::default(),
+            late_kicks: Counter::default(),
+            late_interrupts: Counter::default(),
             batches: Counter::default(),
         }
     }
@@ -149,6 +153,8 @@ impl QueueCounters {
             bounced_pages: self.bounced_pages.get(),
             kicks: self.kicks.get(),
             interrupts: self.interrupts.get(),
+            late_kicks: self.late_kicks.get(),
+            late_interrupts: self.late_interrupts.get(),
             batches: self.batches.get(),
         }
     }
@@ -226,6 +232,10 @@ pub struct QueueStats {
     pub kicks: u64,
     /// Interrupts sent.
     pub interrupts: u64,
+    /// Requests that were found without a kick, though the guest had been asked for one.
+    pub late_kicks: u64,
+    /// Interrupts, of those above, sent a while after the answer: the guest had asked for one that it did not get.
+    pub late_interrupts: u64,
     /// Runs of requests served without a pause.
     pub batches: u64,
 }

@@ -17,7 +17,7 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use vm_memory::GuestMemoryMmap;
 
@@ -33,6 +33,12 @@ use handle::Mailbox;
 pub(crate) use handle::WorkerHandle;
 
 const MAILBOX_TOKEN: u64 = u64::MAX;
+
+/// How long after falling asleep a worker looks once more for what a notification should have told of: longer than
+/// anything a CPU holds back, shorter than anybody notices.
+const SECOND_LOOK: Duration = Duration::from_millis(10);
+/// A kick that belongs to what the second look found comes within this time.
+const GRACE: Duration = Duration::from_millis(1);
 
 /// Panics after which a worker gives up instead of going on with its other queues.
 const MAX_PANICS: u32 = 16;
@@ -220,13 +226,49 @@ impl Worker {
         if busy || self.mailbox.waiting.load(Ordering::Acquire) || self.shared.stop.load(Ordering::Acquire) {
             return;
         }
-        let slots = &self.slots;
-        self.events.wait(|token| {
-            if let Some(slot) = usize::try_from(token).ok().and_then(|index| slots.get(index)) {
+        if !self.wait(Some(SECOND_LOOK)) && !self.look_again() {
+            self.wait(None);
+        }
+    }
+
+    /// Sleeps until somebody signals; `false` when `limit` was over first.
+    fn wait(&self, limit: Option<Duration>) -> bool {
+        let signalled = self.events.wait(limit, |token| {
+            if let Some(slot) = usize::try_from(token).ok().and_then(|index| self.slots.get(index)) {
                 slot.counters.kicks.add(1);
             }
         });
-        self.counters.wakeups.add(1);
+        if signalled {
+            self.counters.wakeups.add(1);
+        }
+        signalled
+    }
+
+    /// Makes up for notifications that got lost on either side, see [`Ring::owes_interrupt`]: `true` when there is
+    /// something to serve.
+    fn look_again(&mut self) -> bool {
+        let waiting = |slot: &Slot| slot.running.as_ref().is_some_and(|running| running.ring.has_work());
+        for index in 0..self.slots.len() {
+            let slot = &mut self.slots[index];
+            let Some(running) = &mut slot.running else { continue };
+            match running.ring.owes_interrupt() {
+                Ok(true) => {
+                    slot.counters.late_interrupts.add(1);
+                    slot.interrupt();
+                }
+                Ok(false) => {}
+                Err(fault) => self.break_queue(index, fault),
+            }
+        }
+        let late: Vec<usize> = (0..self.slots.len()).filter(|&index| waiting(&self.slots[index])).collect();
+        // Its kick may be on its way.
+        if late.is_empty() || self.wait(Some(GRACE)) {
+            return !late.is_empty();
+        }
+        for index in late {
+            self.slots[index].counters.late_kicks.add(1);
+        }
+        true
     }
 
     /// Stops one queue because its ring makes no sense, and tells the frontend. Other queues go on.

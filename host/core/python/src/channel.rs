@@ -40,6 +40,8 @@ pub fn stats_dict<'py>(py: Python<'py>, s: &ChannelStats) -> PyResult<Bound<'py,
     d.set_item("cpu_ns", s.cpu_ns)?;
     let sum = |f: fn(&QueueStats) -> u64| s.queues.iter().map(f).sum::<u64>();
     d.set_item("kicks", sum(|q| q.kicks))?;
+    d.set_item("late_kicks", sum(|q| q.late_kicks))?;
+    d.set_item("late_interrupts", sum(|q| q.late_interrupts))?;
     d.set_item("interrupts", sum(|q| q.interrupts))?;
     d.set_item("batches", sum(|q| q.batches))?;
     d.set_item("direct_pages", sum(|q| q.direct_pages))?;

@@ -83,7 +83,7 @@ def plan(settings: Settings) -> dict[str, Any]:
         "cpus": settings.vcpus,
         "kernel": str(image.vmlinuz) if image else "",
         "initrd": str(image.initramfs) if image else "",
-        "machines": [machine(name, config, settings, version) for name in settings.machines],
+        "machines": [machine(name, config, settings, version, accelerator) for name in settings.machines],
     }
 
 
@@ -92,7 +92,9 @@ def _emulator(settings: Settings) -> str | None:
     return str(patched_qemu()) if settings.channel == "vhost-user-tmem" else None
 
 
-def machine(name: str, config: AgentConfig, settings: Settings, version: qemu.Version) -> dict[str, Any]:
+def machine(
+    name: str, config: AgentConfig, settings: Settings, version: qemu.Version, accelerator: str
+) -> dict[str, Any]:
     """One machine of the plan: a pure function."""
     # The first words are why qemu.kernel_line says.
     line = ["console=ttyS0", "quiet", "tsc=reliable", "no_timer_check", "net.ifnames=0", f"systemd.hostname={name}"]
@@ -115,7 +117,7 @@ def machine(name: str, config: AgentConfig, settings: Settings, version: qemu.Ve
         "name": name,
         "cmdline": " ".join(line),
         "console": str(config.sockets / f"{name}.console.log"),
-        "qemu": words,
+        "qemu": [*qemu.room_for_cpus(settings.vcpus, accelerator), *words],
         "channels": [] if settings.role == "host" else _ports(name, config),
     }
 
