@@ -271,7 +271,11 @@ def _channels(page: Page, channels: list[tuple[str, str, dict[str, Any]]]) -> No
         ("kicks", "kicks_total", "Times the guest's kick woke a worker."),
         ("interrupts", "interrupts_total", "Interrupts sent to the guest."),
         ("late_kicks", "late_kicks_total", "Requests found without a kick, though one had been asked for."),
-        ("late_interrupts", "late_interrupts_total", "Interrupts sent again to a guest that waited for something done."),
+        (
+            "late_interrupts",
+            "late_interrupts_total",
+            "Interrupts sent late, to a guest that waited for what was done.",
+        ),
         ("wakeups", "wakeups_total", "Times a worker woke from sleep."),
         ("spin_hits", "spin_hits_total", "Spins that ended with a request."),
         ("spin_misses", "spin_misses_total", "Spins that ended without one."),

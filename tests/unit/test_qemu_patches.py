@@ -89,7 +89,7 @@ def test_tree_is_kept_when_patches_change(patches: Path) -> None:
     before = recipe.read().tree_key()
     (patches / "configuration").write_text("--other\n")
     assert recipe.read().tree_key() == before
-    recipe.write_base(patches, SourcePackage("qemu", "1:10.0.99", "trixie", {"q.dsc": "00"}))
+    recipe.write_base(recipe.base_file(patches), SourcePackage("qemu", "1:10.0.99", "trixie", {"q.dsc": "00"}))
     assert recipe.read().tree_key() != before
 
 

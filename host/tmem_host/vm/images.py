@@ -14,13 +14,16 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from tmem_host.config import cache_dir
 from tmem_host.errors import InvalidInput, NotFound, TmemError
-from tmem_host.vm.imagebuild import apt, build, kernel, lockfile
+from tmem_host.vm.imagebuild import apt, build, kernel, lockfile, pins
+
+T = TypeVar("T")
 
 #: The distribution's kernels.
 SERIES: Final = ("5.10", "6.1", "6.12")
@@ -103,7 +106,15 @@ def build_image(series: str) -> KernelImage:
     try:
         return guest_image(series)
     except NotFound:
-        pass
+        return with_pins(lambda: _build_image(series))
+
+
+def with_pins(build: Callable[[], T]) -> T:
+    """A build out of the packages that are pinned, or out of those that the mirror has in their place."""
+    return pins.renewing(sources().lock, write_lock, build)
+
+
+def _build_image(series: str) -> KernelImage:
     origin = sources()
     lock = lockfile.read(origin.lock)
     folder = _folder(series, image_key(series, origin, lock))
@@ -136,11 +147,10 @@ def build_image(series: str) -> KernelImage:
     return guest_image(series)
 
 
-def write_lock() -> None:
+def write_lock(path: Path) -> None:
     """Pins what the mirror has now."""
-    origin = sources()
     with tempfile.TemporaryDirectory(prefix="tmem-apt-") as name:
-        lockfile.write(origin.lock, lockfile.newest(apt.Releases(Path(name))))
+        lockfile.write(path, lockfile.newest(apt.Releases(Path(name))))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -153,7 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.command == "lock":
-            write_lock()
+            write_lock(sources().lock)
             return 0
         for series in options.kernel or USUAL:
             image = build_image(series)

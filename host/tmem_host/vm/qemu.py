@@ -60,8 +60,8 @@ def possible_cpus(vcpus: int, accel: str) -> int:
     """How many vCPUs the machine has room for: TCG gets room for a second one.
 
     With room for one only, TCG translates the guest's ``lock`` instructions to plain ones (``tcg_cpu_init_cflags`` in
-    accel/tcg, ``do_nonatomic_op`` in tcg/tcg-op-ldst.c), which are no barriers to QEMU's other threads and to vhost-user
-    backends. A driver's "I sleep now: is anything done?" then looks before it has said so, the device's interrupt is not
+    accel/tcg, ``do_nonatomic_op`` in tcg/tcg-op-ldst.c), which are no barriers to QEMU's other threads and to backends
+    of vhost-user. A driver that says that it sleeps and looks once more then looks first, the device's interrupt is not
     sent, and the guest waits for ever (tests/integration/test_memory_order.py shows it).
     """
     return max(vcpus, 2) if accel == "tcg" else vcpus

@@ -51,6 +51,10 @@ class SourcePackage:
         return name
 
 
+class PackageGone(NotFound):
+    """The mirror answers, and has no such version any more."""
+
+
 def sha256_of(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -190,11 +194,23 @@ class PrivateApt:
         try:
             self._run(["apt-get", *self._options, *command, f"{package.name}={package.version}"], cwd=work)
         except Unavailable as error:
+            if not self._offers(package):
+                raise PackageGone(
+                    f"the mirror has {package.name} {package.version} no more", f"pin what it has now with '{pin}'"
+                ) from error
             raise NotFound(
-                f"{package.name} {package.version} cannot be had from the mirror: {error.message}",
-                f"if the mirror has moved on, pin its present versions with '{pin}'",
+                f"{package.name} {package.version} cannot be had from the mirror: {error.message}", "try again later"
             ) from error
         return work
+
+    def _offers(self, package: Package | SourcePackage) -> bool:
+        show = ["show"] if isinstance(package, Package) else ["showsrc", "--only-source"]
+        try:
+            text = self._run(["apt-cache", *self._options, *show, package.name])
+        except Unavailable:
+            # It knows no package of that name.
+            return False
+        return any(_fields(stanza).get("Version") == package.version for stanza in text.split("\n\n"))
 
 
 class Releases:

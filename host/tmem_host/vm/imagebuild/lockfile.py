@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tmem_host.errors import NotFound
+from tmem_host.vm.imagebuild import pins
 from tmem_host.vm.imagebuild.apt import RELEASE, Package, PrivateApt, Releases
 
 #: Series -> the release and its package that always depends on the newest kernel of that series.
@@ -47,9 +48,9 @@ class Lock:
 
 
 def read(path: Path) -> Lock:
-    """Raises NotFound when there is no such file or it is not a lock."""
+    """What the file pins, or what took its place (:mod:`.pins`). Raises NotFound when it is not there or is no lock."""
     try:
-        content = tomllib.loads(path.read_text())
+        content = tomllib.loads(pins.pinned(path).read_text())
         kernels = {series: Package(**fields) for series, fields in content["kernel"].items()}
         headers = {series: _packages(listed) for series, listed in content.get("headers", {}).items()}
         sources = {series: Package(**fields) for series, fields in content.get("source", {}).items()}

@@ -7,6 +7,7 @@ import argparse
 import sys
 
 from tmem_host.errors import TmemError
+from tmem_host.vm import images
 from tmem_host.vm.images import ALL, USUAL
 from tmem_host.vm.modulebuild import check, module
 
@@ -25,6 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
         for one in series:
             built = module.build_module(one)
             print(f"module {one}: {built.path}")
+        # Pins that were renewed on the way may name other kernels than those of the images that there are.
+        for one in series:
+            images.build_image(one)
     except TmemError as error:
         print(f"tmem: {error}", file=sys.stderr)
         return error.exit_code

@@ -27,7 +27,7 @@ _ABI: Final = ("--ignore", "PREFER_KERNEL_TYPES,BIT_MACRO", "--max-line-length=1
 
 def check(series: list[str]) -> None:
     """Raises VmFailed after printing what there is to say."""
-    words = _checkpatch()
+    words = images.with_pins(_checkpatch)
     for one in series:
         words += [f"{one}: {line}" for line in _sparse(one)]
     if words:

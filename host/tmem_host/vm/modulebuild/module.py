@@ -64,7 +64,10 @@ def build_module(series: str) -> GuestModule:
     try:
         return guest_module(series)
     except NotFound:
-        pass
+        return images.with_pins(lambda: _build_module(series))
+
+
+def _build_module(series: str) -> GuestModule:
     done = cache_dir() / "modules" / f"{series}-{module_key(series)}"
     done.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".building-", dir=done.parent) as name:

@@ -5,23 +5,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
-from pathlib import Path
 
 from tmem_host.errors import TmemError
-from tmem_host.vm.imagebuild.apt import PrivateApt
 from tmem_host.vm.qemubuild import build, check, recipe, tree
-
-#: The release with QEMU 10.0.
-RELEASE = "trixie"
 
 
 def _build(options: argparse.Namespace) -> None:
     if options.pin:
-        with tempfile.TemporaryDirectory(prefix="tmem-apt-") as name:
-            package = PrivateApt(Path(name), RELEASE).newest_source("qemu")
-        recipe.write_base(recipe.patches_folder(), package)
-        print(f"tmem: BASE is now {package.name} {package.version}", file=sys.stderr)
+        build.pin(recipe.base_file(recipe.patches_folder()))
+        print(f"tmem: BASE is now QEMU {recipe.read().base.version}", file=sys.stderr)
         return
     print(build.build_as_is() if options.as_is else build.build(force=options.force))
 

@@ -14,11 +14,15 @@ from typing import Final
 
 from tmem_host.config import cache_dir
 from tmem_host.errors import NotFound, Unavailable, VmFailed
+from tmem_host.vm.imagebuild import pins
+from tmem_host.vm.imagebuild.apt import PrivateApt
 from tmem_host.vm.qemubuild import recipe as recipes
 from tmem_host.vm.qemubuild import tree as trees
 from tmem_host.vm.qemubuild.recipe import Recipe
 from tmem_host.vm.qemubuild.tree import Tree
 
+#: The release with QEMU 10.0.
+RELEASE: Final = "trixie"
 PROGRAM: Final = "qemu-system-x86_64"
 #: The meson option of the patches that takes the folder of the core's C ABI; passed when the tree has it.
 CAPI_OPTION: Final = "tmem_capi"
@@ -43,8 +47,18 @@ def qtests() -> list[Path]:
     return sorted((patched_qemu().parent / "tests" / "qtest").glob("*-test"))
 
 
+def pin(path: Path) -> None:
+    """Writes to ``path`` which source package the mirror has now."""
+    with tempfile.TemporaryDirectory(prefix="tmem-apt-") as name:
+        recipes.write_base(path, PrivateApt(Path(name), RELEASE).newest_source("qemu"))
+
+
 def build(*, force: bool = False) -> Path:
     """Builds the present series unless it is there, and returns the binary's path. Raises TmemError."""
+    return pins.renewing(recipes.base_file(recipes.patches_folder()), pin, lambda: _build(force=force))
+
+
+def _build(*, force: bool) -> Path:
     recipe = recipes.read()
     done = _home(recipe)
     if (done / PROGRAM).is_file():

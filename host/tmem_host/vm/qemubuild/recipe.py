@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from tmem_host.errors import NotFound
+from tmem_host.vm.imagebuild import pins
 from tmem_host.vm.imagebuild.apt import SourcePackage
 
 #: Raised when the code that builds (not what it builds from) changes what comes out.
@@ -69,7 +70,7 @@ def read() -> Recipe:
     """Raises NotFound when a part of the recipe is missing or cannot be read."""
     folder = patches_folder()
     try:
-        content = tomllib.loads((folder / "BASE").read_text())
+        content = tomllib.loads(pins.pinned(base_file(folder)).read_text())
         base = SourcePackage(content["name"], content["version"], content["release"], content["files"])
         configuration = _lines(folder / "configuration")
         patches = tuple(folder / name for name in _lines(folder / "series"))
@@ -104,10 +105,15 @@ def _lines(path: Path) -> list[str]:
     return [line for line in lines if line]
 
 
-def write_base(folder: Path, package: SourcePackage) -> None:
+def base_file(folder: Path) -> Path:
+    """The file that pins QEMU's source package."""
+    return folder / "BASE"
+
+
+def write_base(path: Path, package: SourcePackage) -> None:
     files = "".join(f'"{name}" = "{sha256}"\n' for name, sha256 in sorted(package.files.items()))
     fields = f'name = "{package.name}"\nversion = "{package.version}"\nrelease = "{package.release}"\n'
-    (folder / "BASE").write_text(f"{_HEAD}\n{fields}\n[files]\n{files}")
+    path.write_text(f"{_HEAD}\n{fields}\n[files]\n{files}")
 
 
 def write_series(folder: Path, names: list[str]) -> None:
