@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import shutil
 import time
@@ -12,7 +13,9 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from qemu.qmp import QMPError
 
+from tmem_host.errors import TmemError
 from tmem_host.vm import process
 from tmem_host.vm.direct import DirectVm
 from tmem_host.vm.spec import VmSpec
@@ -38,10 +41,44 @@ async def running_vm(spec: VmSpec, request: pytest.FixtureRequest) -> AsyncItera
     vm = DirectVm(spec)
     try:
         async with vm:
-            yield vm
+            try:
+                yield vm
+            except BaseException:
+                # pytest shows it with the failure: where only that is kept, it is all there is.
+                print(await _last_words(vm))
+                raise
     except BaseException:
         vm.save_evidence(evidence_folder(request.node.name))
         raise
+
+
+async def _last_words(vm: DirectVm) -> str:
+    """The console's end, whether the vCPUs halt, and how far guest and device are in each queue: who waits for whom."""
+    words = vm.console_log.read_text(errors="replace").splitlines()[-20:]
+    with contextlib.suppress(QMPError, TmemError, TimeoutError):
+        async with asyncio.timeout(10):
+            words.append(str(await vm.qmp.execute("human-monitor-command", {"command-line": "info cpus"})).strip())
+            for device in _mappings(await vm.qmp.execute("x-query-virtio")):
+                words += [f"{device['name']} {status}" for status in await _queues(vm, str(device["path"]))]
+    return "\n".join(words)
+
+
+async def _queues(vm: DirectVm, path: str) -> list[str]:
+    """Those that were ever used."""
+    indices = ("last-avail-idx", "shadow-avail-idx", "used-idx", "signalled-used", "inuse")
+    found: list[str] = []
+    with contextlib.suppress(QMPError):
+        for queue in itertools.count():
+            answer = await vm.qmp.execute("x-query-virtio-queue-status", {"path": path, "queue": queue})
+            (status,) = _mappings([answer])
+            if any(status.get(key) for key in indices):
+                found.append(f"queue {queue}: " + " ".join(f"{key}={status.get(key)}" for key in indices))
+    return found
+
+
+def _mappings(answer: object) -> list[dict[str, object]]:
+    assert isinstance(answer, list)
+    return answer
 
 
 async def wait_until(condition: Callable[[], bool], what: str, deadline: float = 30.0) -> None:
