@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,11 @@ def monitors(agent: AgentProcess) -> list[int]:
     return found
 
 
+def temporary() -> set[Path]:
+    """Folders of guests that have none of their own."""
+    return set(Path(tempfile.gettempdir()).glob("tmem-vm-*"))
+
+
 def state_of(agent: AgentProcess) -> str:
     machine = agent.client.get_vm("web").machine
     assert machine is not None
@@ -51,6 +57,7 @@ def state_of(agent: AgentProcess) -> str:
 
 
 def test_a_guest_from_its_boot_to_the_end_of_the_agent(make_agent: AgentFactory) -> None:
+    before = temporary()
     agent = make_agent(limit="512M")
     agent.start()
     client = agent.client
@@ -88,6 +95,12 @@ def test_a_guest_from_its_boot_to_the_end_of_the_agent(make_agent: AgentFactory)
     until(lambda: monitors(agent) == [], "the guest has gone with the agent that was killed")
     agent.start()
     assert state_of(agent) == "stopped"
+    # It left sockets, where the next one finds and replaces them.
+    assert temporary() == before
+    client.start_vm("web")
+    until(lambda: len(monitors(agent)) == 1, "a guest boots after one that was killed")
+    client.stop_vm("web")
+    until(lambda: state_of(agent) == "stopped", "that has stopped, too")
     client.remove_vm("web")
     assert not (agent.state / "machines" / "web").exists()
 

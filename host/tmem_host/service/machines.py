@@ -182,6 +182,7 @@ class Machines:
                 vcpus=spec.vcpus,
                 accel=spec.accel,
                 workdir=self._folder(entry),
+                runtime=self._folder(entry) / "run",
                 **ends,
             )
         )

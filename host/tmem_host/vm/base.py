@@ -124,7 +124,12 @@ class Vm(ABC):
     def _make_folders(self, *logs: str) -> None:
         """The runtime and working folders, without the ``logs`` of an earlier machine."""
         # Short and private: sockets have 107 bytes for their path, and whoever opens them rules the VM.
-        self._runtime = Path(tempfile.mkdtemp(prefix="tmem-vm-"))
+        if self.spec.runtime is None:
+            self._runtime = Path(tempfile.mkdtemp(prefix="tmem-vm-"))
+        else:
+            self._runtime = self.spec.runtime
+            shutil.rmtree(self._runtime, ignore_errors=True)
+            self._runtime.mkdir(mode=0o700, parents=True)
         if self._workdir is None:
             self._workdir = self._runtime
         self._workdir.mkdir(parents=True, exist_ok=True)

@@ -112,6 +112,9 @@ class VmSpec:
     tmem: tuple[Tmem, ...] = ()
     accel: AccelName = "auto"
     workdir: Path | None = None
+    runtime: Path | None = None
+    """A folder for the sockets of one run, with a short path: made anew, and gone afterwards. None: a temporary one,
+    which stays behind when this process is killed."""
     qemu_path: str = STOCK_QEMU
     append: str = ""
     pages_port: bool | Path = False
