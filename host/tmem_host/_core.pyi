@@ -25,9 +25,15 @@ class Store:
     def recovery(self) -> dict[str, Any]: ...
     def vm_create(self, name: str, *, reservation: int = 0, cap: int | None = None, weight: int = 100) -> None: ...
     def vm_set(
-        self, name: str, *, reservation: int | None = None, cap: int | None = None, weight: int | None = None
+        self,
+        name: str,
+        *,
+        reservation: int | None = None,
+        cap: int | None = None,
+        weight: int | None = None,
+        promise: int = 0,
     ) -> None:
-        """None leaves as it is; a cap of 0 takes it away."""
+        """None leaves as it is; a cap of 0 takes it away; ``promise`` bytes are added to the reservation."""
 
     def vm_remove(self, name: str) -> None: ...
     def vms(self) -> list[dict[str, Any]]: ...

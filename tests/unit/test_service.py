@@ -15,7 +15,7 @@ from tmem_host import state as states
 from tmem_host.config import AgentConfig
 from tmem_host.core import Store
 from tmem_host.errors import Conflict, Corrupt, InUse, InvalidInput, NoSpace, NotFound
-from tmem_host.models import VmCreate, VmUpdate
+from tmem_host.models import PoolCreate, VmCreate, VmUpdate
 from tmem_host.service import Service
 from tmem_host.state import State
 
@@ -120,12 +120,12 @@ def test_change(service: Service, config: AgentConfig) -> None:
 
 def test_a_change_is_all_or_nothing(service: Service, config: AgentConfig) -> None:
     service.create_vm(wanted())
-    before = service.get_vm("web")
+    before, promised = service.get_vm("web"), reservation(service)
     with pytest.raises(NoSpace):
         service.update_vm("web", VmUpdate(codec="none", weight=3, reservation=1 << 40))
     with pytest.raises(Conflict, match="reservation"):
         service.update_vm("web", VmUpdate(weight=3, cap=4096))
-    assert service.get_vm("web") == before
+    assert (service.get_vm("web"), reservation(service)) == (before, promised)
     assert states.load(config.state_file).vms["web"].weight == 100
 
 
@@ -133,16 +133,32 @@ def test_a_change_that_cannot_be_written_is_undone(
     service: Service, config: AgentConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service.create_vm(wanted())
-    before = service.get_vm("web")
+    before, promised = service.get_vm("web"), reservation(service)
     monkeypatch.setattr(states, "save", failing_save)
     with pytest.raises(NoSpace):
-        service.update_vm("web", VmUpdate(codec="none", weight=3))
+        service.update_vm("web", VmUpdate(codec="none", weight=3, reservation=6 * MIB))
     with pytest.raises(NoSpace):
         service.create_vm(wanted("db"))
     monkeypatch.undo()
-    assert service.get_vm("web") == before
+    assert (service.get_vm("web"), reservation(service)) == (before, promised)
     assert [vm.name for vm in service.list_vms().vms] == ["web"]
     assert service.create_vm(wanted("db")).name == "db"
+
+
+def test_a_new_reservation_leaves_what_pools_were_promised(service: Service) -> None:
+    service.create_vm(wanted(channels=("blk", "tmem"), reservation=MIB))
+    pool = service.create_pool(PoolCreate(vm="web", persistent=True, pages=256))
+    with_pool = reservation(service)
+    assert with_pool > 2 * MIB
+    service.update_vm("web", VmUpdate(reservation=3 * MIB))
+    assert reservation(service) == with_pool + 2 * MIB
+    service.destroy_pool(pool.id)
+    assert reservation(service) == 3 * MIB
+
+
+def reservation(service: Service) -> int:
+    """What the store promised the VM, its pools included."""
+    return service._reservation("web")
 
 
 def failing_save(_path: Path, _state: State) -> None:

@@ -110,8 +110,7 @@ def stopped(config: AgentConfig, *vms: VmCreate) -> None:
 
 def guest_pool(store: Store, vm: str, pages: int) -> int:
     """As a guest makes a swap pool: with room promised for all of it."""
-    old = next(v["reservation"] for v in store.vms() if v["name"] == vm)
-    store.vm_set(vm, reservation=old + worst_case_bytes(pages))
+    store.vm_set(vm, promise=worst_case_bytes(pages))
     return store.pool_create(vm, persistent=True, pages=pages)
 
 

@@ -51,16 +51,16 @@ class Pools(Vms):
             entry = self.entry(wanted.vm)
             promise = 0 if wanted.pages is None else worst_case_bytes(wanted.pages, wanted.page_size)
             with contextlib.ExitStack() as undo, core_errors(f"the pool of {wanted.vm} cannot be made"):
-                before = self._reservation(wanted.vm)
                 if promise:
-                    if entry.cap is not None and before + promise > entry.cap:
+                    total = self._reservation(wanted.vm) + promise
+                    if entry.cap is not None and total > entry.cap:
                         raise Conflict(
-                            f"with that pool {before + promise} bytes would be promised to {wanted.vm}, "
+                            f"with that pool {total} bytes would be promised to {wanted.vm}, "
                             f"and its cap is {entry.cap}",
                             "raise the cap first",
                         )
-                    self._store.vm_set(wanted.vm, reservation=before + promise)
-                    undo.callback(self._store.vm_set, wanted.vm, reservation=before)
+                    self._store.vm_set(wanted.vm, promise=promise)
+                    undo.callback(self._store.vm_set, wanted.vm, promise=-promise)
                 number = self._store.pool_create(
                     wanted.vm,
                     persistent=wanted.persistent,
@@ -114,8 +114,7 @@ class Pools(Vms):
             with core_errors(f"pool {number} cannot be destroyed"):
                 self._store.pool_destroy(number, vm=member)
                 if pool["pages_capacity"] is not None:
-                    promise = worst_case_bytes(pool["pages_capacity"], pool["page_size"])
-                    self._store.vm_set(member, reservation=max(0, self._reservation(member) - promise))
+                    self._store.vm_set(member, promise=-worst_case_bytes(pool["pages_capacity"], pool["page_size"]))
             log.info("pool %d destroyed for VM %s", number, member)
 
     def shared(self, name: str) -> Shared:

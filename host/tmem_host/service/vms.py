@@ -26,7 +26,7 @@ from tmem_host.models import (
     VmSettings,
     VmUpdate,
 )
-from tmem_host.reconcile import make_device_pool, promised, set_quota
+from tmem_host.reconcile import make_device_pool
 from tmem_host.service.ground import Ground
 from tmem_host.state import State, VmEntry
 from tmem_host.vm_channels import VmChannels
@@ -146,8 +146,7 @@ class Vms(Ground):
                     "lower the reservation with it",
                 )
             with contextlib.ExitStack() as undo:
-                undo.callback(self._apply, name, new, old)
-                self._apply(name, old, new)
+                self._apply(name, old, new, undo)
                 self._save(self._state.with_vm(new))
                 undo.pop_all()
             log.info("VM %s changed: %s", name, change.model_dump(exclude_unset=True))
@@ -216,16 +215,24 @@ class Vms(Ground):
         """Before the channels listen: ones that do not."""
         return self._channels.get(entry.name) or VmChannels(self.config, self._store, entry, self._control)
 
-    def _apply(self, name: str, old: VmEntry, new: VmEntry) -> None:
-        """Makes the core be as ``new``; it is as ``old``, or somewhere between."""
+    def _apply(self, name: str, old: VmEntry, new: VmEntry, undo: contextlib.ExitStack) -> None:
+        """Makes the core, which is as ``old``, be as ``new``; ``undo`` gets the way back for what was done."""
         with core_errors(f"VM {name} cannot be changed"):
             if (old.reservation, old.cap, old.weight) != (new.reservation, new.cap, new.weight):
-                pools = [pool for pool in self._store.pools() if pool["vm"] == name]
-                set_quota(self._store, new, promised(pools, new.pool))
+                self._change_quota(name, old, new)
+                undo.callback(self._change_quota, name, new, old)
             if old.codec != new.codec and new.pool is not None:
                 self._store.pool_set_codec(new.pool, new.codec)
+                undo.callback(self._store.pool_set_codec, new.pool, old.codec)
             if old.poll_us != new.poll_us and name in self._channels:
                 self._channels[name].set_poll(new.poll_us)
+                undo.callback(self._channels[name].set_poll, old.poll_us)
+
+    def _change_quota(self, name: str, old: VmEntry, new: VmEntry) -> None:
+        """The reservation by its difference, as the guest may make or destroy a pool of its own just now."""
+        # To the store a cap of 0 is none, and no cap means no change.
+        more = new.reservation - old.reservation
+        self._store.vm_set(name, promise=more, cap=new.cap or 0, weight=new.weight)
 
     def _machine(self, entry: VmEntry) -> MachineInfo | None:
         if entry.machine is None:

@@ -304,6 +304,7 @@ pub unsafe extern "C" fn tmem_capi_set_quota(
         let is_set = |bit: u32| quota.set & bit != 0;
         let change = QuotaChange {
             reservation: is_set(SET_RESERVATION).then_some(quota.reservation),
+            promise: 0,
             cap: is_set(SET_CAP).then_some(quota.cap),
             weight: is_set(SET_WEIGHT).then_some(quota.weight),
         };

@@ -211,24 +211,23 @@ impl Engine {
         if bytes == 0 {
             return Ok(());
         }
-        let account = self.store.vm(&self.name).map_err(|e| refusal(&e))?.account.clone();
-        let reservation = account.reservation().checked_add(bytes).ok_or(Status::NoRoom)?;
-        if reservation > account.cap() {
-            return Err(Status::OverCap);
-        }
-        let change = QuotaChange { reservation: Some(reservation), ..QuotaChange::default() };
-        self.store.vm_set(&self.name, change).map_err(|e| refusal(&e))
+        let promise = i64::try_from(bytes).map_err(|_| Status::NoRoom)?;
+        let change = QuotaChange { promise, ..QuotaChange::default() };
+        self.store.vm_set(&self.name, change).map_err(|e| match e {
+            // The one value that can be out of range: a reservation above the cap.
+            StoreError::Invalid(_) => Status::OverCap,
+            e => refusal(&e),
+        })
     }
 
     fn release(&self, bytes: u64) {
         if bytes == 0 {
             return;
         }
-        if let Ok(vm) = self.store.vm(&self.name) {
-            let reservation = Some(vm.account.reservation().saturating_sub(bytes));
-            // A smaller reservation always fits; a VM that is gone has none.
-            let _ = self.store.vm_set(&self.name, QuotaChange { reservation, ..QuotaChange::default() });
-        }
+        // What was promised is an i64.
+        let promise = i64::try_from(bytes).map_or(i64::MIN, |bytes| -bytes);
+        // A smaller reservation always fits; a VM that is gone has none.
+        let _ = self.store.vm_set(&self.name, QuotaChange { promise, ..QuotaChange::default() });
     }
 }
 

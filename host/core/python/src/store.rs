@@ -103,17 +103,18 @@ impl PyStore {
         self.open()?.vm_create(name, reservation, cap.unwrap_or(NO_CAP), weight).map(drop).map_err(from_store)
     }
 
-    /// `cap`: 0 takes it away.
-    #[pyo3(signature = (name, *, reservation = None, cap = None, weight = None))]
+    /// `cap`: 0 takes it away. `promise`: added to the reservation.
+    #[pyo3(signature = (name, *, reservation = None, cap = None, weight = None, promise = 0))]
     fn vm_set(
         &self,
         name: &str,
         reservation: Option<u64>,
         cap: Option<u64>,
         weight: Option<u32>,
+        promise: i64,
     ) -> PyResult<()> {
         let cap = cap.map(|c| if c == 0 { NO_CAP } else { c });
-        self.open()?.vm_set(name, QuotaChange { reservation, cap, weight }).map_err(from_store)
+        self.open()?.vm_set(name, QuotaChange { reservation, promise, cap, weight }).map_err(from_store)
     }
 
     fn vm_remove(&self, py: Python<'_>, name: &str) -> PyResult<()> {

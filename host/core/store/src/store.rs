@@ -39,6 +39,9 @@ pub struct StoreOptions {
 pub struct QuotaChange {
     /// Promised: a put below it never fails for room.
     pub reservation: Option<u64>,
+    /// Added to the reservation, and never below 0: what a pool that comes or goes adds or takes. Unlike a new
+    /// reservation it is right whoever else changes it at the same time.
+    pub promise: i64,
     /// Never exceeded; [`NO_CAP`](crate::NO_CAP) for none.
     pub cap: Option<u64>,
     /// Share of ephemeral memory.
@@ -255,6 +258,7 @@ impl Store {
         let _guard = inner.tables.lock();
         let account = &vm.account;
         let reservation = change.reservation.unwrap_or(account.reservation());
+        let reservation = reservation.saturating_add_signed(change.promise);
         let cap = change.cap.unwrap_or(account.cap());
         let weight = change.weight.unwrap_or(account.weight());
         check_quota(reservation, cap, weight)?;

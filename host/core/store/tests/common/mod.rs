@@ -2,6 +2,8 @@
 //! Pages, and handles that take and give them as vectors.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
+pub mod vms;
+
 use tmem_store::{Codec, Get, Handle, Put};
 
 /// xorshift64*: small, seeded, good enough to choose operations.
