@@ -15,23 +15,15 @@
  *
  * What the agent has to tell its host meanwhile goes out here, too, between two requests.
  */
-#include <linux/delay.h>
 #include <linux/file.h>
-#include <linux/fs.h>
-#include <linux/highmem.h>
 #include <linux/miscdevice.h>
 #include <linux/module.h>
-#include <linux/poll.h>
 #include <linux/sched/mm.h>
-#include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 
-#include "tmem.h"
+#include "serial.h"
 #include "tmem_ioctl.h"
-
-/* When nothing comes for so long within a frame, its end may never come: look for a SYNC. */
-#define STALL	HZ
 
 /* A CONTROL frame of the agent's that waits to be sent. */
 struct control {
@@ -50,371 +42,43 @@ static struct {
 	wait_queue_head_t wake;		/* of who serves */
 } service;
 
-/* Who serves, on its stack. */
-struct server {
-	struct file *port;
-	char __user *buffer;
-	size_t length;
-	poll_table table;
-	wait_queue_entry_t entry;
-	wait_queue_head_t *head;	/* the port's; we are on it */
-};
+/* The port of who serves. */
+static struct tmem_port *current_port;
 
-static struct server *current_server;
-
-/* ---- the port -------------------------------------------------------------------------------- */
-
-static int port_event(wait_queue_entry_t *entry, unsigned int mode, int sync, void *key)
-{
-	wake_up(&service.wake);
-	return 0;
-}
-
-static void join_port(struct file *file, wait_queue_head_t *head, poll_table *table)
-{
-	struct server *server = container_of(table, struct server, table);
-
-	/* a port has one */
-	if (server->head)
-		return;
-	server->head = head;
-	add_wait_queue(head, &server->entry);
-}
-
-static bool told_to_stop(void)
-{
-	return READ_ONCE(service.stop);
-}
-
-/* 0, -EPIPE: the host has gone, -ETIMEDOUT, -EINTR: the end. */
-static int wait_port(struct server *server, __poll_t wanted, long timeout)
-{
-	long left;
-
-	wanted |= EPOLLHUP;
-	left = wait_event_killable_timeout(service.wake, told_to_stop() ||
-					   (vfs_poll(server->port, NULL) & wanted), timeout);
-	if (left < 0 || told_to_stop() || fatal_signal_pending(current))
-		return -EINTR;
-	if (!left)
-		return -ETIMEDOUT;
-	/*
-	 * what was sent before the host went away is of no use: it asks for a SYNC when it is back
-	 */
-	if (vfs_poll(server->port, NULL) & EPOLLHUP)
-		return -EPIPE;
-	return 0;
-}
-
-static int write_all(struct server *server, size_t length)
-{
-	size_t done = 0, most = length;
-	int err;
-
-	while (done < length) {
-		loff_t position = 0;
-		ssize_t written;
-
-		err = wait_port(server, EPOLLOUT, MAX_SCHEDULE_TIMEOUT);
-		if (err)
-			return err;
-		written = server->port->f_op->write(server->port, server->buffer + done,
-						    min(length - done, most), &position);
-		if (written == -ENOMEM) {
-			/*
-			 * The port copies each write into memory of its own: ask for less, and give
-			 * others time to free some.
-			 */
-			most = max_t(size_t, most / 2, 512);
-			schedule_timeout_killable(1);
-		} else if (written != -EAGAIN && written != -ERESTARTSYS) {
-			if (written <= 0)
-				return written ?: -EPIPE;
-			done += written;
-		}
-	}
-	return 0;
-}
-
-/* Sets *got, also when it fails. */
-static int read_all(struct server *server, size_t offset, size_t length, long timeout, size_t *got)
-{
-	int err;
-
-	*got = 0;
-	while (*got < length) {
-		loff_t position = 0;
-		ssize_t this;
-
-		err = wait_port(server, EPOLLIN, timeout);
-		if (err)
-			return err;
-		this = server->port->f_op->read(server->port, server->buffer + offset + *got,
-						length - *got, &position);
-		if (this == -EAGAIN || this == -ERESTARTSYS)
-			continue;
-		if (this <= 0)
-			return this ?: -EPIPE;
-		*got += this;
-	}
-	return 0;
-}
-
-static int wait_for_host(struct server *server)
-{
-	int err = wait_event_killable(service.wake, told_to_stop() ||
-				      !(vfs_poll(server->port, NULL) & EPOLLHUP));
-
-	return err || told_to_stop() ? -EINTR : 0;
-}
-
-/* ---- frames ---------------------------------------------------------------------------------- */
-
-struct sync {
-	struct tmem_frame frame;
-	u8 secret[TMEM_SYNC_SIZE];
-};
-
-static bool is_sync(const struct tmem_frame *frame)
-{
-	return frame->magic == cpu_to_le32(TMEM_FRAME_SYNC) &&
-	       frame->length == cpu_to_le32(TMEM_SYNC_SIZE);
-}
-
-/* Sends a SYNC back that lies in the buffer. -ERESTART: what was under way is to be repeated. */
-static int answer_sync(struct server *server, size_t offset)
-{
-	struct sync sync;
-	int err;
-
-	if (copy_from_user(&sync, server->buffer + offset, sizeof(sync)) ||
-	    copy_to_user(server->buffer, &sync, sizeof(sync)))
-		return -EFAULT;
-	err = write_all(server, sizeof(sync));
-	return err ?: -ERESTART;
-}
-
-/* The host cannot be told that it is not understood, but by what it does not understand. */
-static int end_stream(struct server *server)
-{
-	static const struct tmem_frame none;
-
-	if (copy_to_user(server->buffer, &none, sizeof(none)))
-		return -EFAULT;
-	return write_all(server, sizeof(none));
-}
-
-/* Drops what comes before the SYNC. */
-static int find_sync(struct server *server)
-{
-	struct sync sync;
-	size_t got, have = 0;
-	int err;
-
-	for (;;) {
-		err = read_all(server, 0, sizeof(sync) - have, MAX_SCHEDULE_TIMEOUT, &got);
-		if (err)
-			return err;
-		if (copy_from_user((u8 *)&sync + have, server->buffer, sizeof(sync) - have))
-			return -EFAULT;
-		if (is_sync(&sync.frame))
-			break;
-		/* on by a byte: nobody knows where it begins */
-		memmove(&sync, (u8 *)&sync + 1, sizeof(sync) - 1);
-		have = sizeof(sync) - 1;
-	}
-	if (copy_to_user(server->buffer, &sync, sizeof(sync)))
-		return -EFAULT;
-	return answer_sync(server, 0);
-}
-
-/*
- * The rest of a frame. The host may have been restarted in the middle of it without our seeing the
- * port closed; then a SYNC is the last that came, and nothing follows until it is answered.
- */
-static int read_body(struct server *server, size_t length)
-{
-	struct tmem_frame frame;
-	size_t done = 0, got;
-	int err;
-
-	while (done < length) {
-		err = read_all(server, done, length - done, STALL, &got);
-		done += got;
-		if (err != -ETIMEDOUT) {
-			if (err)
-				return err;
-			continue;
-		}
-		if (done < sizeof(struct sync))
-			continue;
-		if (copy_from_user(&frame, server->buffer + done - sizeof(struct sync),
-				   sizeof(frame)))
-			return -EFAULT;
-		if (is_sync(&frame))
-			return answer_sync(server, done - sizeof(struct sync));
-	}
-	return 0;
-}
-
-/* Into the buffer; its length, or -EFAULT: the agent did not lock it. */
-static ssize_t encode(struct server *server, const struct tmem_call *call)
-{
-	size_t items = tmem_call_items_length(call);
-	size_t data = tmem_call_sends(call) ? PAGE_SIZE : 0;
-	struct tmem_frame frame = {
-		.magic = cpu_to_le32(TMEM_FRAME_REQUEST),
-		.length = cpu_to_le32(sizeof(call->request) + items + data),
-	};
-	char __user *to = server->buffer;
-	unsigned long left;
-	void *mapped;
-
-	if (copy_to_user(to, &frame, sizeof(frame)))
-		return -EFAULT;
-	to += sizeof(frame);
-	if (copy_to_user(to, &call->request, sizeof(call->request)))
-		return -EFAULT;
-	to += sizeof(call->request);
-	if (items && copy_to_user(to, call->items, items))
-		return -EFAULT;
-	to += items;
-	if (data) {
-		mapped = kmap(call->page);
-		left = copy_to_user(to, mapped, data);
-		kunmap(call->page);
-		if (left)
-			return -EFAULT;
-		to += data;
-	}
-	return to - server->buffer;
-}
-
-/* -EBADMSG: no frame, or not the reply's. */
-static int decode(struct server *server, struct tmem_call *call, size_t length)
-{
-	unsigned long left;
-	void *mapped;
-
-	if (copy_from_user(&call->reply, server->buffer, sizeof(call->reply)))
-		return -EFAULT;
-	if (!tmem_call_fetches(call) || tmem_call_status(call) != TMEM_OK)
-		return 0;
-	if (length != sizeof(call->reply) + PAGE_SIZE)
-		return -EBADMSG;
-	mapped = kmap(call->page);
-	left = copy_from_user(mapped, server->buffer + sizeof(call->reply), PAGE_SIZE);
-	kunmap(call->page);
-	return left ? -EFAULT : 0;
-}
-
-/* The next frame's body, in the buffer; its length. */
-static ssize_t read_frame(struct server *server, __le32 *magic)
-{
-	struct tmem_frame frame;
-	size_t got;
-	u32 length;
-	int err;
-
-	err = read_all(server, 0, sizeof(frame), MAX_SCHEDULE_TIMEOUT, &got);
-	if (err)
-		return err;
-	if (copy_from_user(&frame, server->buffer, sizeof(frame)))
-		return -EFAULT;
-	if (is_sync(&frame)) {
-		err = read_all(server, sizeof(frame), TMEM_SYNC_SIZE, MAX_SCHEDULE_TIMEOUT, &got);
-		return err ?: answer_sync(server, 0);
-	}
-	length = le32_to_cpu(frame.length);
-	if (length > server->length)
-		return -EBADMSG;
-	if (frame.magic != cpu_to_le32(TMEM_FRAME_REPLY) &&
-	    frame.magic != cpu_to_le32(TMEM_FRAME_CONTROL))
-		return -EBADMSG;
-	*magic = frame.magic;
-	err = read_body(server, length);
-	return err ?: length;
-}
-
-/* Reads frames until the one that answers this call. */
-static int await_reply(struct server *server, struct tmem_call *call)
-{
-	struct tmem_reply reply;
-	ssize_t length;
-	__le32 magic;
-
-	for (;;) {
-		length = read_frame(server, &magic);
-		if (length < 0)
-			return length;
-		/* what agents have to say to each other is said before the port is lent */
-		if (magic == cpu_to_le32(TMEM_FRAME_CONTROL))
-			continue;
-		if (length < sizeof(reply))
-			return -EBADMSG;
-		if (copy_from_user(&reply, server->buffer, sizeof(reply)))
-			return -EFAULT;
-		if (reply.cookie == call->request.cookie)
-			return decode(server, call, length);
-	}
-}
-
-/* One attempt. */
-static int transact(struct server *server, struct tmem_call *call)
-{
-	ssize_t length;
-	int err;
-
-	err = tmem_call_stamp(service.channel, call);
-	if (err)
-		return err;
-	length = encode(server, call);
-	if (length < 0)
-		return length;
-	err = write_all(server, length);
-	if (err)
-		return err;
-	return await_reply(server, call);
-}
-
-/* What can be mended: by HELLO after a SYNC was answered, else after waiting for one. */
-static bool host_went(int err)
-{
-	return err == -ERESTART || err == -EPIPE || err == -EBADMSG;
-}
+/* ---- the host -------------------------------------------------------------------------------- */
 
 /* HELLO and the pools, until a host answers. `err` says what happened to the stream before. */
-static int meet_host(struct server *server, int err)
+static int meet_host(struct tmem_port *port, int err)
 {
 	do {
 		if (err == -EBADMSG)
-			err = end_stream(server);
+			err = tmem_port_end_stream(port);
 		if (err != -ERESTART) {
-			err = wait_for_host(server);
+			err = tmem_port_wait_for_host(port);
 			if (err)
 				return err;
-			err = find_sync(server);
+			err = tmem_port_find_sync(port);
 			if (err != -ERESTART)
 				continue;
 		}
 		err = tmem_channel_start(service.channel);
-	} while (host_went(err));
+	} while (tmem_port_host_went(err));
 	return err;
 }
 
-static int serve_call(struct server *server, struct tmem_call *call)
+static int serve_call(struct tmem_port *port, struct tmem_call *call)
 {
 	int err;
 
 	for (;;) {
-		err = transact(server, call);
+		err = tmem_port_transact(port, service.channel, call);
 		/* a new agent does not know that HELLO was said */
 		if (!err && tmem_call_status(call) == TMEM_NOT_NEGOTIATED)
 			err = -ERESTART;
-		if (!host_went(err))
+		if (!tmem_port_host_went(err))
 			return err;
 		tmem_channel_count(service.channel, TMEM_C_REPEATED);
-		err = meet_host(server, err);
+		err = meet_host(port, err);
 		if (err)
 			return err;
 	}
@@ -439,7 +103,7 @@ static int serial_submit(struct tmem_channel *channel, struct tmem_call *call)
 static int serial_execute(struct tmem_channel *channel, struct tmem_call *call)
 {
 	/* only meet_host() leads here, on the stack of who serves */
-	return transact(current_server, call);
+	return tmem_port_transact(current_port, channel, call);
 }
 
 static void serial_abort(struct tmem_channel *channel)
@@ -477,32 +141,21 @@ static struct tmem_call *next_call(void)
 	return call;
 }
 
-/* Something comes though nothing was asked: a new host's SYNC, or what is not for us. */
-static bool unasked(struct server *server)
+static int listen(struct tmem_port *port)
 {
-	return (vfs_poll(server->port, NULL) & (EPOLLIN | EPOLLHUP)) == EPOLLIN;
-}
+	int err = tmem_port_listen(port);
 
-static int listen(struct server *server)
-{
-	ssize_t length;
-	__le32 magic;
-
-	length = read_frame(server, &magic);
-	if (length >= 0)
-		return 0;
-	return host_went(length) ? meet_host(server, length) : length;
+	return tmem_port_host_went(err) ? meet_host(port, err) : err;
 }
 
 /*
  * What the agent has to say goes where no request is under way: in the middle of one the host would
  * take it for a page.
  */
-static int send_control(struct server *server)
+static int send_control(struct tmem_port *port)
 {
-	struct tmem_frame frame = { .magic = cpu_to_le32(TMEM_FRAME_CONTROL) };
 	struct control *control;
-	int err = -EFAULT;
+	int err;
 
 	spin_lock(&service.lock);
 	control = service.control;
@@ -510,36 +163,38 @@ static int send_control(struct server *server)
 	spin_unlock(&service.lock);
 	if (!control)
 		return 0;
-	frame.length = cpu_to_le32(control->length);
-	if (!copy_to_user(server->buffer, &frame, sizeof(frame)) &&
-	    !copy_to_user(server->buffer + sizeof(frame), control->body, control->length))
-		err = write_all(server, sizeof(frame) + control->length);
+	err = tmem_port_send_control(port, control->body, control->length);
 	kfree(control);
-	return host_went(err) ? meet_host(server, err) : err;
+	return tmem_port_host_went(err) ? meet_host(port, err) : err;
 }
 
-static int serve_all(struct server *server)
+static bool has_work(struct tmem_port *port)
+{
+	return tmem_port_speaks(port) || READ_ONCE(service.control) ||
+	       !list_empty_careful(&service.waiting);
+}
+
+static int serve_all(struct tmem_port *port)
 {
 	struct tmem_call *call;
 	int err;
 
 	for (;;) {
-		err = wait_event_killable(service.wake, told_to_stop() || unasked(server) ||
-					  READ_ONCE(service.control) ||
-					  !list_empty_careful(&service.waiting));
-		if (err || told_to_stop())
+		err = wait_event_killable(service.wake,
+					  READ_ONCE(service.stop) || has_work(port));
+		if (err || READ_ONCE(service.stop))
 			return -EINTR;
-		err = send_control(server);
+		err = send_control(port);
 		if (err)
 			return err;
 		call = next_call();
 		if (!call) {
-			err = unasked(server) ? listen(server) : 0;
+			err = tmem_port_speaks(port) ? listen(port) : 0;
 			if (err)
 				return err;
 			continue;
 		}
-		err = serve_call(server, call);
+		err = serve_call(port, call);
 		call->error = err;
 		complete(&call->done);
 		/* a pool that the host did not give back is a trouble of that call alone */
@@ -579,34 +234,30 @@ static void hand_back(void)
 
 static int serve(const struct tmem_serve *wanted)
 {
-	struct server server = {
+	struct tmem_port port = {
 		.buffer = u64_to_user_ptr(wanted->buffer),
 		.length = wanted->length,
+		.wake = &service.wake,
+		.stop = &service.stop,
 	};
 	unsigned int flags;
 	int err;
 
 	if (wanted->reserved || wanted->length < TMEM_SERVE_BUFFER || wanted->length > INT_MAX)
 		return -EINVAL;
-	if (!access_ok(server.buffer, server.length))
+	if (!access_ok(port.buffer, port.length))
 		return -EFAULT;
-	server.port = fget(wanted->port);
-	if (!server.port)
+	port.file = fget(wanted->port);
+	if (!port.file)
 		return -EBADF;
 	err = -EINVAL;
-	/* the port, and nothing that would block or wants another kind of call */
-	if (!server.port->f_op->read || !server.port->f_op->write || !file_can_poll(server.port))
-		goto err_port;
-	if (!(server.port->f_mode & FMODE_READ) || !(server.port->f_mode & FMODE_WRITE) ||
-	    !(server.port->f_flags & O_NONBLOCK))
+	if (!tmem_port_fits(port.file))
 		goto err_port;
 	err = take_over();
 	if (err)
 		goto err_port;
-	current_server = &server;
-	init_waitqueue_func_entry(&server.entry, port_event);
-	init_poll_funcptr(&server.table, join_port);
-	vfs_poll(server.port, &server.table);
+	current_port = &port;
+	tmem_port_join(&port);
 
 	/* swap waits for this task: it takes from the reserves, and never reclaims */
 	flags = memalloc_noreclaim_save();
@@ -614,18 +265,17 @@ static int serve(const struct tmem_serve *wanted)
 	 * the agent has answered the host's SYNC, or it is still to be read: either way HELLO is
 	 * next
 	 */
-	err = meet_host(&server, -ERESTART);
+	err = meet_host(&port, -ERESTART);
 	if (!err)
-		err = serve_all(&server);
+		err = serve_all(&port);
 	tmem_channel_stop(service.channel);
 	memalloc_noreclaim_restore(flags);
 
-	if (server.head)
-		remove_wait_queue(server.head, &server.entry);
-	current_server = NULL;
+	tmem_port_leave(&port);
+	current_port = NULL;
 	hand_back();
 err_port:
-	fput(server.port);
+	fput(port.file);
 	return err;
 }
 

@@ -2,12 +2,14 @@
 /*
  * The parts of the module and how they meet:
  *
- *   source (blkdev.c, frontswap.c, cleancache.c)   what in the guest gives pages up
- *     -> pool (pool.c)                             what is known about each page; flushes that had
- * to be queued
- *       -> core (core.c)                           the one channel: its state, HELLO, pools
- * attached anew
- *         -> channel (virtio.c, serial.c, local.c) carries one request and its page to the host
+ *   source (blkdev.c, frontswap.c, cleancache.c)
+ *       what in the guest gives pages up
+ *   -> pool (pool.c)
+ *       what is known about each page; flushes that had to be queued
+ *   -> core (core.c)
+ *       the one channel: its state, HELLO, pools attached anew
+ *   -> channel (virtio.c, serial.c, local.c)
+ *       carries one request and its page to the host
  *
  * Nothing allocates on the way of a put, a get or a flush.
  */

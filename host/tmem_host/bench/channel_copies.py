@@ -22,7 +22,7 @@ from tmem_host.config import PAGE_SIZE
 
 _PUTS: Final = 64
 """Samples of the turn that is counted; what it puts and gets besides is in the counters, too."""
-NOBODY: Final = (0, "by code: its address goes into the ring (guest/module/virtio.c)")
+NOBODY: Final = (0, "by code: its address goes into the ring (guest/module/virtio_queue.c)")
 _DISK: Final = (0, "by code: swap hands the page itself to the block layer (mm/page_io.c)")
 _BYPASSED: Final = (0, "by code: the request never reaches QEMU's own code (hw/virtio/vhost-user.c)")
 _MAPPED: Final = (0, "by code: QEMU maps the page where it lies (qemu-patches, hw/virtio/virtio-tmem.c)")
@@ -80,7 +80,7 @@ def stream(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, tup
     return {
         "guest": (
             2 * PAGE_SIZE,
-            "by code: into the port's buffer (guest/module/serial.c), out of it (drivers/char/virtio_console.c)",
+            "by code: into the port's buffer (guest/module/serial_port.c), out of it (drivers/char/virtio_console.c)",
         ),
         "monitor": (page, f"{counted}; QEMU writes them to a socket (hw/char/virtio-serial-bus.c)"),
         "host": (page, f"{counted}; the agent reads them (host/core/stream/src/port.rs)"),
