@@ -24,9 +24,10 @@
 
 use std::collections::HashMap;
 use std::ffi::c_int;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
-use twox_hash::XxHash3_64;
+use twox_hash::{XxHash3_64, XxHash3_128};
 
 use crate::codec::{PAGE_MAX, Scratch, same_filled, with_scratch};
 use crate::error::{Result, StoreError};
@@ -70,7 +71,9 @@ pub struct Saved {
 
 /// A page as it was written last.
 struct Written {
-    hash: u64,
+    /// XXH3-128, seeded anew for each save: no guest can prepare two pages that it takes for one, and two that happen to
+    /// be have a chance of one in 2^128.
+    hash: u128,
     pass: u32,
 }
 
@@ -99,7 +102,13 @@ impl Handle {
         }
         let io = StoreError::io("the pool cannot be written");
         out.write_all(&head(pool.page_size(), pool.spec.pages)).map_err(io)?;
-        let mut save = Save { handle: self, written: HashMap::new(), saved: Saved::default(), changed: 0 };
+        let mut save = Save {
+            handle: self,
+            seed: RandomState::new().build_hasher().finish(),
+            written: HashMap::new(),
+            saved: Saved::default(),
+            changed: 0,
+        };
         for pass in 1..=passes {
             save.pass(out, pass)?;
             if save.changed <= FEW {
@@ -238,6 +247,8 @@ impl Handle {
 /// A save under way.
 struct Save<'a> {
     handle: &'a Handle,
+    /// Of the hashes.
+    seed: u64,
     written: HashMap<Key, Written>,
     saved: Saved,
     /// Records of the last pass.
@@ -278,7 +289,7 @@ impl Save<'_> {
                         )));
                     }
                     Some(Ok(true)) => {
-                        let hash = XxHash3_64::oneshot(&page);
+                        let hash = XxHash3_128::oneshot_with_seed(self.seed, &page);
                         let old = self.written.insert(*key, Written { hash, pass });
                         if old.is_none_or(|old| old.hash != hash) {
                             let encoding = encode(&page, &mut packed);
