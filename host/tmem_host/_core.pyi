@@ -15,8 +15,11 @@ class CoreError(Exception):
 
     kind: str
 
-def journal(timeout_ms: int) -> tuple[list[tuple[Literal["ERROR", "WARN", "INFO"], str]], int]:
-    """What the core logged since this was last asked, and how many lines had no room; waits for the first line."""
+def journal() -> tuple[list[tuple[Literal["ERROR", "WARN", "INFO"], str]], int]:
+    """What the core logged since this was last asked, and how many lines had no room; waits for the first line, or for
+    :func:`journal_call`, which ends one wait, also of who comes later."""
+
+def journal_call() -> None: ...
 
 class Store:
     """Pools, objects and pages in an arena file that outlives the process."""

@@ -39,6 +39,7 @@ Engine = _core.Engine
 CoreError = _core.CoreError
 worst_case_bytes = _core.worst_case_bytes
 journal = _core.journal
+journal_call = _core.journal_call
 
 _RESTORE = "nothing was changed; bring back an intact copy, or start with --accept-loss to go on with what is left"
 

@@ -14,8 +14,6 @@ from tmem_host import core
 log = logging.getLogger(__name__)
 
 _LEVELS: Final = {"ERROR": logging.ERROR, "WARN": logging.WARNING, "INFO": logging.INFO}
-#: Milliseconds after which the thread looks whether it is to end.
-_LOOK: Final = 200
 
 
 @contextlib.contextmanager
@@ -25,8 +23,7 @@ def told() -> Iterator[None]:
 
     def run() -> None:
         while not stop.is_set():
-            _take(_LOOK)
-        _take(0)
+            _take()
 
     thread = threading.Thread(target=run, name="tmem-journal", daemon=True)
     thread.start()
@@ -34,11 +31,12 @@ def told() -> Iterator[None]:
         yield
     finally:
         stop.set()
+        core.journal_call()
         thread.join()
 
 
-def _take(timeout: int) -> None:
-    lines, dropped = core.journal(timeout)
+def _take() -> None:
+    lines, dropped = core.journal()
     for level, line in lines:
         log.log(_LEVELS[level], "%s", line)
     if dropped:

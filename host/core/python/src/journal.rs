@@ -3,8 +3,7 @@
 //! to say something, and a guest that makes it say much is cut short.
 
 use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex};
-use std::time::Duration;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use pyo3::prelude::*;
@@ -18,6 +17,8 @@ const LONGEST: usize = 1000;
 struct Waiting {
     lines: VecDeque<(Level, String)>,
     dropped: u64,
+    /// Who waits is to come back, lines or not.
+    called: bool,
 }
 
 struct Journal {
@@ -25,8 +26,15 @@ struct Journal {
     arrived: Condvar,
 }
 
-static JOURNAL: Journal =
-    Journal { waiting: Mutex::new(Waiting { lines: VecDeque::new(), dropped: 0 }), arrived: Condvar::new() };
+static JOURNAL: Journal = Journal {
+    waiting: Mutex::new(Waiting { lines: VecDeque::new(), dropped: 0, called: false }),
+    arrived: Condvar::new(),
+};
+
+/// Whoever panicked with it, in formatting a line, left whole ones.
+fn lock() -> MutexGuard<'static, Waiting> {
+    JOURNAL.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl Log for Journal {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
@@ -37,7 +45,7 @@ impl Log for Journal {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let Ok(mut waiting) = self.waiting.lock() else { return };
+        let mut waiting = lock();
         if waiting.lines.len() >= KEPT {
             waiting.dropped += 1;
             return;
@@ -48,7 +56,7 @@ impl Log for Journal {
             line.truncate(end);
         }
         waiting.lines.push_back((record.level(), line));
-        self.arrived.notify_one();
+        JOURNAL.arrived.notify_one();
     }
 
     fn flush(&self) {}
@@ -61,16 +69,23 @@ pub fn install() {
     }
 }
 
-/// Lines that came, and how many had no room: waits up to `timeout_ms` for the first.
+/// Lines that came, and how many had no room: waits for the first, or for [`journal_call`].
 #[pyfunction]
-pub fn journal(py: Python<'_>, timeout_ms: u64) -> (Vec<(&'static str, String)>, u64) {
+pub fn journal(py: Python<'_>) -> (Vec<(&'static str, String)>, u64) {
     py.detach(|| {
-        let Ok(waiting) = JOURNAL.waiting.lock() else { return (Vec::new(), 0) };
-        let found = JOURNAL
+        let mut waiting = JOURNAL
             .arrived
-            .wait_timeout_while(waiting, Duration::from_millis(timeout_ms), |w| w.lines.is_empty());
-        let Ok((mut waiting, _)) = found else { return (Vec::new(), 0) };
+            .wait_while(lock(), |w| w.lines.is_empty() && !w.called)
+            .unwrap_or_else(PoisonError::into_inner);
+        waiting.called = false;
         let lines = waiting.lines.drain(..).map(|(level, line)| (level.as_str(), line)).collect();
         (lines, std::mem::take(&mut waiting.dropped))
     })
+}
+
+/// Calls back who waits in [`journal`], or will.
+#[pyfunction]
+pub fn journal_call() {
+    lock().called = true;
+    JOURNAL.arrived.notify_one();
 }

@@ -24,6 +24,7 @@ use pyo3::prelude::*;
 fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     journal::install();
     m.add_function(wrap_pyfunction!(journal::journal, m)?)?;
+    m.add_function(wrap_pyfunction!(journal::journal_call, m)?)?;
     m.add("CoreError", m.py().get_type::<error::CoreError>())?;
     m.add_class::<store::PyStore>()?;
     m.add_class::<blk::PyBlkServer>()?;
