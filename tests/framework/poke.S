@@ -1,33 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Firmware of a machine without a guest: its vCPU reads and writes what a mailbox in memory names. See bare_machine.py.
- *
- * It is 64 KiB below 1 MiB, where the vCPU comes to in 16-bit mode at its last 16 bytes; it goes on with flat segments
- * of 4 GiB, no paging, no interrupts and no stack.
  */
-	.set base, 0xf0000	/* where it is; symbols count from there */
+#include "firmware.h"
+
 	.set asked, 0x7000	/* a byte: the turn that is asked for */
 	.set done, 0x7004	/* a byte: the last that was done */
 	.set what, 0x7008	/* index in the table below */
 	.set where, 0x700c
 	.set value, 0x7010	/* to be written, or read */
 
-	.text
-	.code16
-start:
-	cli
-	lgdtl	%cs:table_at
-	movl	%cr0, %eax
-	orb	$1, %al
-	movl	%eax, %cr0
-	ljmpl	$8, $(flat + base)
-
-	.code32
-flat:
-	movw	$16, %ax
-	movw	%ax, %ds
-	movw	%ax, %es
-	movw	%ax, %ss
+	ENTER
 1:	movb	asked, %bl
 	cmpb	done, %bl
 	jne	2f
@@ -72,15 +55,4 @@ actions:
 	.long	port_out_1 + base, port_out_2 + base, port_out_4 + base
 	.long	read_1 + base, read_2 + base, read_4 + base
 	.long	write_1 + base, write_2 + base, write_4 + base
-segments:
-	.quad	0
-	.quad	0x00cf9a000000ffff	/* code */
-	.quad	0x00cf92000000ffff	/* data */
-table_at:
-	.word	. - segments - 1
-	.long	segments + base
-
-	.org	0xfff0
-	.code16
-	ljmpw	$0xf000, $start
-	.org	0x10000
+	TABLES
