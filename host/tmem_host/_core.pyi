@@ -170,6 +170,25 @@ class StreamServer:
 
     def stop(self) -> None: ...
 
+class RequestPlan:
+    """So many requests of ``batch`` pages, which lie at index 0 and on of object 0; ``start``: which to begin with.
+
+    ``put+get``: two requests, one after the other.  ``flush``: each page is put before, untimed.  ``read``, ``write``:
+    ``length`` bytes from anywhere in a page; what is written is what is there.
+    """
+
+    def __init__(
+        self,
+        op: MeasuredOp,
+        pool: int,
+        requests: int,
+        *,
+        batch: int = 1,
+        page_bytes: int = 4096,
+        length: int = 0,
+        start: int = 0,
+    ) -> None: ...
+
 class TmemClient:
     """Our own driver of a :class:`TmemServer`, with no QEMU and no guest: what the channel costs without a VM.
 
@@ -180,24 +199,8 @@ class TmemClient:
     def request(self, message: bytes, room: int | None = None) -> bytes:
         """As :meth:`Engine.request`."""
 
-    def measure(
-        self,
-        pages: bytes,
-        *,
-        op: MeasuredOp,
-        pool: int,
-        requests: int,
-        batch: int = 1,
-        page_bytes: int = 4096,
-        length: int = 0,
-        start: int = 0,
-    ) -> list[int]:
-        """Nanoseconds of each of so many requests of ``batch`` pages, from before it is written to after its reply is
-        seen.  ``pages`` lie at index 0 and on of object 0; ``start`` is the request to begin with.
-
-        ``put+get``: two requests, one after the other.  ``flush``: each page is put before, untimed.  ``read``,
-        ``write``: ``length`` bytes from anywhere in a page; what is written is what is there.
-        """
+    def measure(self, pages: bytes, plan: RequestPlan) -> list[int]:
+        """Nanoseconds of each request, from before it is written to after its reply is seen."""
 
     def close(self) -> None: ...
 
@@ -211,34 +214,12 @@ class StreamClient:
     def request(self, message: bytes, room: int | None = None) -> bytes:
         """As :meth:`Engine.request`."""
 
-    def measure(
-        self,
-        pages: bytes,
-        *,
-        op: MeasuredOp,
-        pool: int,
-        requests: int,
-        batch: int = 1,
-        page_bytes: int = 4096,
-        length: int = 0,
-        start: int = 0,
-    ) -> list[int]:
+    def measure(self, pages: bytes, plan: RequestPlan) -> list[int]:
         """As :meth:`TmemClient.measure`."""
 
     def close(self) -> None: ...
 
-def measure_engine(
-    engine: Engine,
-    pages: bytes,
-    *,
-    op: MeasuredOp,
-    pool: int,
-    requests: int,
-    batch: int = 1,
-    page_bytes: int = 4096,
-    length: int = 0,
-    start: int = 0,
-) -> list[int]:
+def measure_engine(engine: Engine, pages: bytes, plan: RequestPlan) -> list[int]:
     """As :meth:`TmemClient.measure`, in this process: what a request costs before any channel."""
 
 def bench_store(

@@ -34,6 +34,7 @@ StreamServer = _core.StreamServer
 TmemServer = _core.TmemServer
 TmemClient = _core.TmemClient
 StreamClient = _core.StreamClient
+RequestPlan = _core.RequestPlan
 measure_engine = _core.measure_engine
 Engine = _core.Engine
 CoreError = _core.CoreError

@@ -15,7 +15,7 @@ from tmem_host.bench import channel_copies, channel_guest, channel_probe, channe
 from tmem_host.bench.layout import headline
 from tmem_host.bench.layout_more import tables
 from tmem_host.bench.results import Results
-from tmem_host.core import CoreError, Engine, Store, measure_engine
+from tmem_host.core import CoreError, Engine, RequestPlan, Store, measure_engine
 from tmem_host.errors import InvalidInput
 from tmem_host.report.html_part import bench_part
 from tmem_host.report.plots import plots_for
@@ -202,8 +202,10 @@ def test_what_cannot_be_asked_for_is_refused(tmp_path: Path, asked: dict[str, ob
     store = Store(str(tmp_path / "arena"), limit_bytes=8 << 20)
     store.vm_create("vm")
     with pytest.raises(CoreError) as refused:
-        measure_engine(Engine(store, "vm"), bytes(8192), pool=0, requests=1, **asked)  # type: ignore[arg-type]
+        RequestPlan(pool=0, requests=1, **asked)  # type: ignore[arg-type]
     assert refused.value.kind == "invalid"
+    with pytest.raises(CoreError, match="multiple"):
+        measure_engine(Engine(store, "vm"), bytes(6000), RequestPlan("put", 0, 1))
     with pytest.raises(CoreError, match="is answered bad-pool"):
-        measure_engine(Engine(store, "vm"), bytes(8192), op="put", pool=7, requests=1)
+        measure_engine(Engine(store, "vm"), bytes(8192), RequestPlan("put", 7, 1))
     store.close()

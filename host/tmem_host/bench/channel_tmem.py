@@ -40,7 +40,7 @@ from tmem_host.channel.abi import (
     Status,
 )
 from tmem_host.config import MIB, PAGE_SIZE
-from tmem_host.core import Engine, Store, StreamClient, TmemClient, core_errors, measure_engine
+from tmem_host.core import Engine, RequestPlan, Store, StreamClient, TmemClient, core_errors, measure_engine
 
 if TYPE_CHECKING:
     from tmem_host._core import MeasuredOp
@@ -69,18 +69,7 @@ class Speaker(Protocol):
 
     def request(self, message: bytes, room: int | None = None) -> bytes: ...
 
-    def measure(
-        self,
-        pages: bytes,
-        *,
-        op: MeasuredOp,
-        pool: int,
-        requests: int,
-        batch: int = 1,
-        page_bytes: int = PAGE_SIZE,
-        length: int = 0,
-        start: int = 0,
-    ) -> list[int]: ...
+    def measure(self, pages: bytes, plan: RequestPlan) -> list[int]: ...
 
     def close(self) -> None: ...
 
@@ -94,29 +83,8 @@ class Bare:
     def request(self, message: bytes, room: int | None = None) -> bytes:
         return self.engine.request(message, room)
 
-    def measure(
-        self,
-        pages: bytes,
-        *,
-        op: MeasuredOp,
-        pool: int,
-        requests: int,
-        batch: int = 1,
-        page_bytes: int = PAGE_SIZE,
-        length: int = 0,
-        start: int = 0,
-    ) -> list[int]:
-        return measure_engine(
-            self.engine,
-            pages,
-            op=op,
-            pool=pool,
-            requests=requests,
-            batch=batch,
-            page_bytes=page_bytes,
-            length=length,
-            start=start,
-        )
+    def measure(self, pages: bytes, plan: RequestPlan) -> list[int]:
+        return measure_engine(self.engine, pages, plan)
 
     def close(self) -> None:
         """The store is closed by who made it."""
@@ -304,17 +272,16 @@ class _Run:
 
     async def _measure(self, speaker: Speaker, point: Point, pool: int, requests: int, start: int) -> list[int]:
         with core_errors("the own client"):
-            return await asyncio.to_thread(
-                speaker.measure,
-                self._pages,
-                op=point.op,
-                pool=pool,
-                requests=requests,
+            plan = RequestPlan(
+                point.op,
+                pool,
+                requests,
                 batch=point.batch,
                 page_bytes=point.page_bytes,
                 length=point.length,
                 start=start,
             )
+            return await asyncio.to_thread(speaker.measure, self._pages, plan)
 
 
 def _ask(speaker: Speaker, header: Header) -> Reply:

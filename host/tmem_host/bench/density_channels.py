@@ -28,7 +28,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Literal, Protocol
 
 from tmem_host._core import run_fleet
 from tmem_host.agent_process import AgentProcess, temporary_agent
@@ -40,7 +40,16 @@ from tmem_host.bench.runner import Arm, ArmSkipped, BenchContext, BenchError
 from tmem_host.bench.swap_stage import cpu_of
 from tmem_host.channel.abi import FEATURES_ALL, POOL_PERSISTENT, REPLY_SIZE, VERSION, Header, Op, Reply, Status
 from tmem_host.config import MIB, PAGE_SIZE
-from tmem_host.core import Engine, Store, StreamClient, TmemClient, core_errors, measure_engine, worst_case_bytes
+from tmem_host.core import (
+    Engine,
+    RequestPlan,
+    Store,
+    StreamClient,
+    TmemClient,
+    core_errors,
+    measure_engine,
+    worst_case_bytes,
+)
 from tmem_host.errors import TmemError
 from tmem_host.models import ChannelKind, VmCreate
 
@@ -74,7 +83,7 @@ class Driver(Protocol):
 
     def request(self, message: bytes, room: int | None = None) -> bytes: ...
 
-    def measure(self, pages: bytes, *, op: Any, pool: int, requests: int, start: int = 0) -> list[int]: ...
+    def measure(self, pages: bytes, plan: RequestPlan) -> list[int]: ...
 
 
 class _Direct:
@@ -86,8 +95,8 @@ class _Direct:
     def request(self, message: bytes, room: int | None = None) -> bytes:
         return self._engine.request(message, room)
 
-    def measure(self, pages: bytes, *, op: Any, pool: int, requests: int, start: int = 0) -> list[int]:
-        return measure_engine(self._engine, pages, op=op, pool=pool, requests=requests, start=start)
+    def measure(self, pages: bytes, plan: RequestPlan) -> list[int]:
+        return measure_engine(self._engine, pages, plan)
 
 
 class Start:
@@ -125,9 +134,9 @@ class Guest:
             raise BenchError(f"the channel answers {reply}")
         return reply
 
-    def _measure(self, op: str, requests: int, start: int) -> list[int]:
+    def _measure(self, op: Literal["put", "get"], requests: int, start: int) -> list[int]:
         with core_errors("a guest"):
-            return self._driver.measure(self._pages, op=op, pool=self._pool, requests=requests, start=start)
+            return self._driver.measure(self._pages, RequestPlan(op, self._pool, requests, start=start))
 
     def play(self, start: Start) -> list[int]:
         """Puts and gets in turn; nanoseconds of those that were answered within the time."""

@@ -31,7 +31,7 @@ from tmem_host.channel.abi import (
     Status,
 )
 from tmem_host.config import MIB, PAGE_SIZE
-from tmem_host.core import Engine, Store, core_errors, measure_engine
+from tmem_host.core import Engine, RequestPlan, Store, core_errors, measure_engine
 from tmem_host.errors import TmemError
 from tmem_host.vm.images import guest_image
 
@@ -101,7 +101,7 @@ def _one(ctx: BenchContext, arm: Arm, kind: str, data: bytes, store: Store) -> N
         ctx.record(metric, unit, values, arm=arm, better=better, contents=kind)  # type: ignore[arg-type]
 
     def timed(op: MeasuredOp, requests: int, length: int = 0) -> list[float]:
-        times = measure_engine(engine, data, op=op, pool=pool, page_bytes=size, requests=requests, length=length)
+        times = measure_engine(engine, data, RequestPlan(op, pool, requests, page_bytes=size, length=length))
         return [float(ns) for ns in times]
 
     timed("put", units)  # the arena takes its memory

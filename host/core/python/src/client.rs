@@ -61,21 +61,8 @@ impl PyTmemClient {
     }
 
     /// Nanoseconds of each request.
-    #[pyo3(signature = (pages, *, op, pool, requests, batch = 1, page_bytes = 4096, length = 0, start = 0))]
-    #[allow(clippy::too_many_arguments)] // One keyword argument each, as Python callers see it.
-    fn measure(
-        &self,
-        py: Python<'_>,
-        pages: &[u8],
-        op: &str,
-        pool: u32,
-        requests: u32,
-        batch: u32,
-        page_bytes: usize,
-        length: u32,
-        start: u32,
-    ) -> PyResult<Vec<u64>> {
-        let plan = Plan::new(pages, op, pool, batch, page_bytes, length, requests, start)?;
+    fn measure(&self, py: Python<'_>, pages: &[u8], plan: &Plan) -> PyResult<Vec<u64>> {
+        plan.check(pages)?;
         self.with(py, |client| plan.run(pages, client))
     }
 

@@ -32,6 +32,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<tmem::PyTmemServer>()?;
     m.add_class::<client::PyTmemClient>()?;
     m.add_class::<stream_client::PyStreamClient>()?;
+    m.add_class::<measure::Plan>()?;
     m.add_function(wrap_pyfunction!(measure::measure_engine, m)?)?;
     m.add_function(wrap_pyfunction!(bench::bench_store, m)?)?;
     m.add_function(wrap_pyfunction!(bench::bench_codec, m)?)?;

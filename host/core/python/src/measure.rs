@@ -36,6 +36,7 @@ enum Kind {
 }
 
 /// So many requests of a kind on object 0 of a pool, whose pages are those of a buffer.
+#[pyclass(name = "RequestPlan", module = "tmem_host._core", frozen)]
 pub struct Plan {
     kind: Kind,
     pool: u32,
@@ -50,19 +51,21 @@ fn invalid(message: impl Into<String>) -> PyErr {
     core_error("invalid", message.into())
 }
 
+#[pymethods]
 impl Plan {
-    /// Checks what Python gave.
-    #[allow(clippy::too_many_arguments)] // One keyword argument each, as Python callers see it.
-    pub fn new(
-        pages: &[u8],
+    /// Refuses what is no plan for any buffer.
+    #[new]
+    #[pyo3(signature = (op, pool, requests, *, batch = 1, page_bytes = 4096, length = 0, start = 0))]
+    fn new(
         op: &str,
         pool: u32,
-        batch: u32,
-        page: usize,
-        length: u32,
         requests: u32,
+        batch: u32,
+        page_bytes: usize,
+        length: u32,
         start: u32,
     ) -> PyResult<Self> {
+        let page = page_bytes;
         let kind = match op {
             "put" => Kind::Put,
             "get" => Kind::Get,
@@ -80,13 +83,20 @@ impl Plan {
         {
             return Err(invalid(format!("{op} takes no {batch} pages of {page} bytes")));
         }
-        if pages.is_empty() || !pages.len().is_multiple_of(batch as usize * page) {
-            return Err(invalid("the pages must be a multiple of what a request takes"));
-        }
         if matches!(kind, Kind::Read | Kind::Write) != (length > 0) || length as usize > page {
             return Err(invalid("a range has 1 byte to a page, and only reads and writes have one"));
         }
         Ok(Self { kind, pool, batch, page, length, requests, start })
+    }
+}
+
+impl Plan {
+    /// Refuses pages that it does not fit.
+    pub fn check(&self, pages: &[u8]) -> PyResult<()> {
+        if pages.is_empty() || !pages.len().is_multiple_of(self.batch as usize * self.page) {
+            return Err(invalid("the pages must be a multiple of what a request takes"));
+        }
+        Ok(())
     }
 
     /// Nanoseconds of each request.
@@ -187,21 +197,8 @@ impl Carrier for Bare {
 
 /// As `TmemClient.measure`, in this process.
 #[pyfunction]
-#[pyo3(signature = (engine, pages, *, op, pool, requests, batch = 1, page_bytes = 4096, length = 0, start = 0))]
-#[allow(clippy::too_many_arguments)] // One keyword argument each, as Python callers see it.
-pub fn measure_engine(
-    py: Python<'_>,
-    engine: &PyEngine,
-    pages: &[u8],
-    op: &str,
-    pool: u32,
-    requests: u32,
-    batch: u32,
-    page_bytes: usize,
-    length: u32,
-    start: u32,
-) -> PyResult<Vec<u64>> {
-    let plan = Plan::new(pages, op, pool, batch, page_bytes, length, requests, start)?;
+pub fn measure_engine(py: Python<'_>, engine: &PyEngine, pages: &[u8], plan: &Plan) -> PyResult<Vec<u64>> {
+    plan.check(pages)?;
     let session = engine.engine().session();
     py.detach(|| {
         let mut bare =
