@@ -25,19 +25,20 @@ FRAMEWORK = Path(bare_machine.__file__).parent
 
 def turns_without_order(processors: str, folder: Path) -> int:
     """Of all turns, those in which vCPU and host both wrote, then looked, and neither saw what the other wrote."""
-    return sum(_of_one_machine(processors, folder) for _ in range(MACHINES))
+    host, image = folder / "order", bare_machine.firmware("order", folder)
+    subprocess.run(["cc", "-O2", "-o", str(host), str(FRAMEWORK / "order.c")], check=True)
+    return sum(_of_one_machine(processors, host, image) for _ in range(MACHINES))
 
 
-def _of_one_machine(processors: str, folder: Path) -> int:
-    ram, host = folder / "ram", folder / "order"
+def _of_one_machine(processors: str, host: Path, image: Path) -> int:
+    ram = host.with_name("ram")
     with ram.open("wb") as stream:
         stream.truncate(2 << 20)
-    subprocess.run(["cc", "-O2", "-o", str(host), str(FRAMEWORK / "order.c")], check=True)
     words = [
         *(process.find_qemu("qemu-system-x86_64"), "-nodefaults", "-no-user-config", "-display", "none"),
         *("-accel", "tcg", "-machine", "pc,memory-backend=ram", "-m", "2M", "-smp", processors),
         *("-object", f"memory-backend-file,id=ram,size=2M,mem-path={ram},share=on"),
-        *("-bios", str(bare_machine.firmware("order", folder))),
+        *("-bios", str(image)),
     ]
     with subprocess.Popen(words, stdin=subprocess.DEVNULL, preexec_fn=process.die_with_parent()) as machine:
         try:

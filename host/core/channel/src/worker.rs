@@ -80,6 +80,10 @@ impl Slot {
             .unwrap_or(Err(Fault::Panic))
     }
 
+    fn has_work(&self) -> bool {
+        self.running.as_ref().is_some_and(|running| running.ring.has_work())
+    }
+
     fn interrupt(&self) {
         if let Some(call) = &self.call {
             call.signal();
@@ -182,7 +186,7 @@ impl Worker {
     }
 
     fn has_work(&self) -> bool {
-        self.slots.iter().any(|slot| slot.running.as_ref().is_some_and(|running| running.ring.has_work()))
+        self.slots.iter().any(Slot::has_work)
     }
 
     /// Looks for a request until the window is over; `true` when there is something to do.
@@ -247,7 +251,6 @@ impl Worker {
     /// Makes up for notifications that got lost on either side, see [`Ring::owes_interrupt`]: `true` when there is
     /// something to serve.
     fn look_again(&mut self) -> bool {
-        let waiting = |slot: &Slot| slot.running.as_ref().is_some_and(|running| running.ring.has_work());
         for index in 0..self.slots.len() {
             let slot = &mut self.slots[index];
             let Some(running) = &mut slot.running else { continue };
@@ -260,7 +263,7 @@ impl Worker {
                 Err(fault) => self.break_queue(index, fault),
             }
         }
-        let late: Vec<usize> = (0..self.slots.len()).filter(|&index| waiting(&self.slots[index])).collect();
+        let late: Vec<usize> = (0..self.slots.len()).filter(|&index| self.slots[index].has_work()).collect();
         // Its kick may be on its way.
         if late.is_empty() || self.wait(Some(GRACE)) {
             return !late.is_empty();

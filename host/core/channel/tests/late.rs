@@ -5,12 +5,11 @@
 mod common;
 
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::*;
 use tmem_channel::{BlkServer, ChannelStats, PollPolicy};
 
-const INDIRECT_ONLY: u64 = INDIRECT_DESC;
 const BOTH: u64 = EVENT_IDX | INDIRECT_DESC;
 /// Many times the worker's second look: what has not come by then does not come, as the worker sleeps without limit.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -21,17 +20,6 @@ fn late_kicks(stats: &ChannelStats) -> u64 {
 
 fn late_interrupts(stats: &ChannelStats) -> u64 {
     stats.queues.iter().map(|queue| queue.late_interrupts).sum()
-}
-
-fn within(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + limit;
-    while !condition() {
-        if Instant::now() > deadline {
-            return false;
-        }
-        std::thread::sleep(Duration::from_micros(100));
-    }
-    true
 }
 
 impl Driver {
@@ -72,7 +60,7 @@ fn until_seen(features: u64, mut attempt: impl FnMut(&mut Driver) -> bool, seen:
 
 #[test]
 fn a_request_whose_kick_got_lost_is_served() {
-    for features in [BOTH, INDIRECT_ONLY] {
+    for features in [BOTH, INDIRECT_DESC] {
         until_seen(
             features,
             |driver| {
@@ -94,7 +82,7 @@ fn a_request_whose_kick_got_lost_is_served() {
 
 #[test]
 fn an_interrupt_that_was_asked_for_too_late_is_sent() {
-    for features in [BOTH, INDIRECT_ONLY] {
+    for features in [BOTH, INDIRECT_DESC] {
         until_seen(
             features,
             |driver| {

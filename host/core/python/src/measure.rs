@@ -65,7 +65,6 @@ impl Plan {
         length: u32,
         start: u32,
     ) -> PyResult<Self> {
-        let page = page_bytes;
         let kind = match op {
             "put" => Kind::Put,
             "get" => Kind::Get,
@@ -77,16 +76,16 @@ impl Plan {
             _ => return Err(invalid(format!("there is no operation {op:?} to measure"))),
         };
         let most = if matches!(kind, Kind::Put | Kind::Get | Kind::Flush) { BATCH_MAX } else { 1 };
-        if !page.is_power_of_two()
+        if !page_bytes.is_power_of_two()
             || !(1..=most).contains(&batch)
-            || page > DATA_MAX as usize / batch as usize
+            || page_bytes > DATA_MAX as usize / batch as usize
         {
-            return Err(invalid(format!("{op} takes no {batch} pages of {page} bytes")));
+            return Err(invalid(format!("{op} takes no {batch} pages of {page_bytes} bytes")));
         }
-        if matches!(kind, Kind::Read | Kind::Write) != (length > 0) || length as usize > page {
+        if matches!(kind, Kind::Read | Kind::Write) != (length > 0) || length as usize > page_bytes {
             return Err(invalid("a range has 1 byte to a page, and only reads and writes have one"));
         }
-        Ok(Self { kind, pool, batch, page, length, requests, start })
+        Ok(Self { kind, pool, batch, page: page_bytes, length, requests, start })
     }
 }
 

@@ -24,12 +24,20 @@ pub use blk::*;
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Waits for a condition that must come true.
-pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + DEADLINE;
+pub fn eventually(what: &str, condition: impl FnMut() -> bool) {
+    assert!(within(DEADLINE, condition), "not in time: {what}");
+}
+
+/// Whether a condition comes true in time.
+pub fn within(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + limit;
     while !condition() {
-        assert!(Instant::now() < end, "not in time: {what}");
+        if Instant::now() >= end {
+            return false;
+        }
         std::thread::yield_now();
     }
+    true
 }
 
 pub const NEXT: u16 = 1;

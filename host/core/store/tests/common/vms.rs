@@ -26,14 +26,11 @@ pub fn noise(seed: u64, random: usize) -> Vec<u8> {
 }
 
 pub fn put(h: &Handle, object: u64, i: u32, page: &[u8]) -> Put {
-    // SAFETY: a page.
-    unsafe { h.put(&[object, 0, 0], i, page.as_ptr()) }
+    super::put(h, &[object, 0, 0], i, page)
 }
 
 pub fn get(h: &Handle, object: u64, i: u32) -> (Get, Vec<u8>) {
-    let mut p = vec![0u8; PAGE_SIZE];
-    // SAFETY: a page.
-    (unsafe { h.get(&[object, 0, 0], i, p.as_mut_ptr()) }, p)
+    super::get(h, &[object, 0, 0], i)
 }
 
 pub fn vm_with(store: &Store, name: &str, reservation: u64, weight: u32, spec: PoolSpec) -> Handle {
